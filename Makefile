@@ -1,0 +1,107 @@
+# make demo    register the shipped pair, or your own: make demo FIXED=a.nii.gz MOVING=b.nii.gz
+# make test    everything that must hold: lint, format, types, tests
+# make help    all commands and variables
+
+PYTHON ?=
+TORCH ?= cpu
+JOBS ?= 2
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+VENV := .venv
+BIN := $(VENV)/bin
+SAMPLES := Resources/SampleData/hippocampus
+OUT ?= build/demo
+
+.PHONY: help demo test lint format types check clean distclean
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+help:
+	@echo "make demo     install, then register the shipped pair of hippocampus images into $(OUT)"
+	@echo "              your own: make demo FIXED=fixed.nii.gz MOVING=moving.nii.gz"
+	@echo "              optional: FIXED_SEG= MOVING_SEG= (label maps)  PRESET=  OUT="
+	@echo "make test     install, then ruff, mypy and pytest (JOBS=$(JOBS) at a time)"
+	@echo "make lint, types, check   only that part: ruff and house rules / mypy / pytest"
+	@echo "make format   rewrite the sources in the project's format"
+	@echo "make clean    remove what was built; make distclean: the environment too"
+	@echo "PYTHON=path   which Python (3.11 or newer) makes the environment"
+	@echo "TORCH=any     install the PyTorch that plain pip offers (CUDA on Linux) instead of the CPU build"
+
+# --- environment -------------------------------------------------------------------------------------------
+# Stamps lie inside the environment: deleting it deletes them.
+
+# An environment whose Python was moved or removed is made anew; one that works is kept.
+VENV_WORKS := $(shell $(BIN)/python -c 'import sys, pip; print(sys.version_info >= (3, 11))' 2>/dev/null)
+ifneq ($(VENV_WORKS),True)
+.PHONY: $(VENV)/.python
+endif
+
+$(VENV)/.python:
+ifneq ($(VENV_WORKS),True)
+	@python=$$(sh tools/find_python.sh $(PYTHON)) && echo "Making $(VENV) with $$python" \
+	    && "$$python" -m venv --clear $(VENV)
+endif
+	@touch $@
+
+$(VENV)/.torch-$(TORCH): $(VENV)/.python tools/install_torch.py
+	@$(BIN)/python tools/install_torch.py --build $(TORCH)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch-$(TORCH) pyproject.toml
+	@echo "Installing DiffeoReg"
+	@$(BIN)/python -m pip install --quiet --editable '.[report,progress]'
+	@touch $@
+
+$(VENV)/.tests: $(VENV)/.torch-$(TORCH) pyproject.toml
+	@echo "Installing DiffeoReg and what its tests need"
+	@$(BIN)/python -m pip install --quiet --editable '.[tests]'
+	@touch $@ $(VENV)/.demo
+
+# --- demo --------------------------------------------------------------------------------------------------
+
+ifeq ($(strip $(FIXED)$(MOVING)),)
+demo: FIXED := $(SAMPLES)/images/hippocampus_006.nii.gz
+demo: MOVING := $(SAMPLES)/images/hippocampus_138.nii.gz
+demo: FIXED_SEG := $(SAMPLES)/labels/hippocampus_006.nii.gz
+demo: MOVING_SEG := $(SAMPLES)/labels/hippocampus_138.nii.gz
+demo: PRESET := brain-mr
+else ifeq ($(strip $(FIXED)),)
+$(error MOVING is given but not FIXED: make demo FIXED=fixed.nii.gz MOVING=moving.nii.gz)
+else ifeq ($(strip $(MOVING)),)
+$(error FIXED is given but not MOVING: make demo FIXED=fixed.nii.gz MOVING=moving.nii.gz)
+endif
+
+demo: $(VENV)/.demo
+	@$(BIN)/python -m DiffeoRegLib register "$(FIXED)" "$(MOVING)" -o "$(OUT)" --overwrite \
+	    $(if $(FIXED_SEG),--fixed-seg "$(FIXED_SEG)") $(if $(MOVING_SEG),--moving-seg "$(MOVING_SEG)") \
+	    $(if $(PRESET),--preset "$(PRESET)")
+	@echo "Pictures and numbers   $(OUT)/report.html"
+	@echo "Numbers for programs   $(OUT)/report.json"
+	@echo "Moved image            $(OUT)/moved.nii.gz"
+	@$(if $(MOVING_SEG),echo "Moved labels           $(OUT)/moved_seg.nii.gz",:)
+	@echo "Transform, inverse     $(OUT)/transform.h5  $(OUT)/inverse.h5  (3D Slicer, ANTs, SimpleITK)"
+
+# --- checks ------------------------------------------------------------------------------------------------
+
+test: lint types check
+
+lint: $(VENV)/.tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python tools/lint_architecture.py
+
+types: $(VENV)/.tests
+	$(BIN)/mypy
+
+check: $(VENV)/.tests
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n $(JOBS)
+
+format: $(VENV)/.tests
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+distclean: clean
+	rm -rf $(VENV)

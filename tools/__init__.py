@@ -1,0 +1,1 @@
+"""Scripts for building, checking and installing the project."""
