@@ -1,0 +1,210 @@
+"""Which processor to compute on, found by trying it, and how much memory it has left."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from DiffeoRegLib.errors import DeviceError, UnknownNameError
+from DiffeoRegLib.settings import DEVICES
+from DiffeoRegLib.space.sample import sample
+
+PROBE_TOLERANCE = 5e-3  # TF32 convolutions round at 1e-3; a broken kernel is wrong by 0.1 and more
+CGROUP_FILES = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
+
+
+@dataclass(frozen=True)
+class DeviceChoice:
+    """A device that has passed the probe.
+
+    name: of the hardware.  why: one sentence.  notes: why better devices were passed over, one sentence each.
+    """
+
+    device: torch.device
+    name: str
+    why: str
+    notes: tuple[str, ...] = ()
+
+
+def choose_device(wanted: str = "auto") -> DeviceChoice:
+    """The device to compute on: cuda, then mps, then cpu for `auto`, each by a real probe.
+
+    Raises DeviceError when a device is asked for by name and does not work, UnknownNameError for other words.
+    """
+    kind = wanted.split(":")[0]
+    if kind not in DEVICES:
+        raise UnknownNameError("device", wanted, DEVICES)
+    if wanted != "auto":
+        problem = probe(wanted)
+        if problem:
+            raise DeviceError(f"Device '{wanted}' cannot be used: {problem} Use 'auto' to take what works.")
+        return _choice(wanted, "It was asked for by name and passed the test computation.", ())
+    notes: list[str] = []
+    for candidate in ("cuda", "mps"):
+        problem = probe(candidate)
+        if not problem:
+            why = f"The fastest device that passed the test computation is {candidate}."
+            return _choice(candidate, why, notes)
+        notes.append(f"{candidate} is not used: {problem}")
+    return _choice("cpu", "No graphics processor passed the test computation, so the CPU is used.", notes)
+
+
+def probe(name: str) -> str:
+    """Empty when the device allocates, convolves and samples like the CPU; otherwise a sentence why not."""
+    missing = _missing(name)
+    if missing:
+        return missing
+    try:
+        device = torch.device(name)
+        pairs = zip(_work("cpu"), _work(device), strict=True)
+        # torch's maximum hands on a NaN, Python's would drop it
+        error = float(torch.stack([(expected - got.cpu()).abs().max() for expected, got in pairs]).max())
+    except (RuntimeError, NotImplementedError, AssertionError, ValueError) as problem:
+        return f"the test computation failed ({str(problem).strip().splitlines()[0]})."
+    if not error <= PROBE_TOLERANCE:  # also true for NaN
+        return f"the test computation differs from the CPU by {error:.2g}."
+    return ""
+
+
+def memory_bytes(device: torch.device | str = "cpu") -> int | None:
+    """Bytes still free on a device; for cpu and mps the available main memory within container limits.
+
+    None when the operating system does not say.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    known = [amount for amount in (_system_bytes(), _cgroup_bytes()) if amount is not None]
+    return min(known) if known else None
+
+
+def set_threads(threads: int | None) -> int:
+    """Use so many CPU threads (None: leave it to torch); returns how many are used."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def _choice(name: str, why: str, notes: list[str] | tuple[str, ...]) -> DeviceChoice:
+    return DeviceChoice(torch.device(name), _hardware_name(name), why, tuple(notes))
+
+
+def _missing(name: str) -> str:
+    """Why a device cannot even be tried, or empty."""
+    kind, _, index = name.partition(":")
+    if index and not index.isdigit():
+        return f"'{index}' is not a device number."
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            built = torch.version.cuda is not None or getattr(torch.version, "hip", None) is not None
+            return "no working CUDA device is present." if built else "this PyTorch is built without CUDA."
+        if index and int(index) >= torch.cuda.device_count():
+            return f"there are only {torch.cuda.device_count()} CUDA devices, counted from 0."
+    if kind == "mps" and not torch.backends.mps.is_available():
+        return "no Apple graphics processor is available to this PyTorch."
+    if kind == "cpu" and index not in ("", "0"):
+        return "there is only one cpu."
+    return ""
+
+
+def _work(device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
+    """A small convolution and a small resampling in fp32, brought back from the device."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 2, 9, 10, 11, generator=generator).to(device)
+    kernel = (torch.rand(2, 2, 3, 3, 3, generator=generator) / 54).to(device)
+    position = (torch.rand(1, 3, 7, 8, 9, generator=generator) * 12 - 1).to(device)
+    return functional.conv3d(image, kernel, padding=1), sample(image, position)
+
+
+def _hardware_name(name: str) -> str:
+    if name.startswith("cuda"):
+        return torch.cuda.get_device_name(torch.device(name))
+    return "Apple graphics processor" if name.startswith("mps") else cpu_name()
+
+
+def cpu_name() -> str:
+    """What the processor calls itself, or its architecture."""
+    listing = Path("/proc/cpuinfo")
+    if listing.is_file():
+        for line in listing.read_text(errors="replace").splitlines():
+            if line.lower().startswith("model name"):
+                return line.partition(":")[2].strip()
+    import platform
+
+    return platform.processor() or platform.machine() or "CPU"
+
+
+def _system_bytes() -> int | None:
+    if sys.platform == "win32":
+        return _windows_bytes()
+    listing = Path("/proc/meminfo")
+    if listing.is_file():
+        return _meminfo_bytes(listing.read_text())
+    if sys.platform == "darwin":  # free memory is not one number there: three quarters of all memory
+        return int(os.sysconf("SC_PAGE_SIZE")) * int(os.sysconf("SC_PHYS_PAGES")) * 3 // 4
+    return None
+
+
+def _meminfo_bytes(text: str) -> int | None:
+    """MemAvailable of a /proc/meminfo listing, in bytes."""
+    for line in text.splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _cgroup_bytes(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What a container limit (cgroup v2 or v1) leaves free, or None without a limit."""
+    for limit_file, used_file in CGROUP_FILES:
+        limit_path, used_path = root / limit_file, root / used_file
+        if not (limit_path.is_file() and used_path.is_file()):
+            continue
+        limit = limit_path.read_text().strip()
+        if limit != "max" and int(limit) < 2**60:  # v1 writes a huge number for "no limit"
+            return max(int(limit) - int(used_path.read_text()) + _reclaimable(limit_path.parent), 0)
+    return None
+
+
+def _reclaimable(folder: Path) -> int:
+    """File cache the kernel gives back on demand, counted as used by the container, bytes."""
+    statistics = folder / "memory.stat"
+    if statistics.is_file():
+        for line in statistics.read_text().splitlines():
+            name, _, value = line.partition(" ")
+            if name in ("inactive_file", "total_inactive_file"):
+                return int(value)
+    return 0
+
+
+class _MemoryStatus(ctypes.Structure):
+    """MEMORYSTATUSEX of the Windows interface."""
+
+    _fields_ = (
+        ("length", ctypes.c_ulong),
+        ("load", ctypes.c_ulong),
+        ("total", ctypes.c_ulonglong),
+        ("available", ctypes.c_ulonglong),
+        ("total_page", ctypes.c_ulonglong),
+        ("available_page", ctypes.c_ulonglong),
+        ("total_virtual", ctypes.c_ulonglong),
+        ("available_virtual", ctypes.c_ulonglong),
+        ("available_extended", ctypes.c_ulonglong),
+    )
+
+
+def _windows_bytes() -> int | None:
+    status = _MemoryStatus()
+    status.length = ctypes.sizeof(_MemoryStatus)
+    kernel: object = getattr(ctypes, "windll").kernel32  # noqa: B009 - the name exists on Windows only
+    if not kernel.GlobalMemoryStatusEx(ctypes.byref(status)):  # type: ignore[attr-defined]
+        return None
+    return int(status.available)

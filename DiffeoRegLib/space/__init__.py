@@ -1,0 +1,1 @@
+"""Coordinates: grids in the patient, sampling, displacement fields, transforms."""
