@@ -1,0 +1,1 @@
+"""Velocity to displacement: exponentials, ODE solvers, inversion."""
