@@ -1,0 +1,1 @@
+"""What is minimised: similarity of images and regularity of motion."""

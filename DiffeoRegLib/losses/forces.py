@@ -1,0 +1,151 @@
+"""Derivatives of a similarity by both images, in closed form: the inner loop of instance optimisation.
+
+Images come block-wise, (C, P, *coarse), as `space.blocks.Blocks` keeps them. The measures are those of
+`losses.similarity` and `losses.information`; windows of the local correlation are boxes of whole blocks,
+so every window sum is a sum over the coarse grid only, and exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from DiffeoRegLib.errors import UnknownNameError
+from DiffeoRegLib.losses.information import nmi
+from DiffeoRegLib.settings import SIMILARITIES
+from DiffeoRegLib.space.filters import box_sum
+
+FLAT_VARIANCE = 1e-5
+"""Windows with less variance (intensities in [0, 1]) in either image say nothing and are left out."""
+
+
+@dataclass(frozen=True, eq=False)
+class Forces:
+    """value: the similarity, lower is better. by_fixed, by_moving: its derivative by each image's values.
+
+    Derivatives are (C, P, *coarse) and defined up to one common positive factor.
+    """
+
+    value: float
+    by_fixed: Tensor
+    by_moving: Tensor
+
+
+Similarity = Callable[[Tensor, Tensor, Tensor], Forces]
+"""Called with fixed (C, P, *coarse), moving (C, P, *coarse) and weight (*coarse) in [0, 1]."""
+
+
+def local_correlation(radii: Sequence[int], *, squared: bool) -> Similarity:
+    """One minus the mean (squared) correlation coefficient over all boxes of 2 r + 1 blocks per axis.
+
+    With A = sum (F - mean F)(M - mean M), B and C the sums of squares, a window adds A^2/(BC) or A/sqrt(BC);
+    its derivative by M is s ((F - mean F) - A/C (M - mean M)), s = 2A/(BC) or 1/sqrt(BC). Summing s, s A/C
+    and their products with the means over the windows that hold a voxel gives the exact derivative there.
+    Windows that are flat in either image are left out of the mean.
+    Source: Avants et al., Med Image Anal 2008 (local correlation); the block-wise form is ours.
+    """
+
+    def forces(fixed: Tensor, moving: Tensor, weight: Tensor) -> Forces:
+        sums = torch.stack(
+            [
+                weight * (fixed.shape[0] * fixed.shape[1]),
+                fixed.sum((0, 1)),
+                moving.sum((0, 1)),
+                (fixed * fixed).sum((0, 1)),
+                (moving * moving).sum((0, 1)),
+                (fixed * moving).sum((0, 1)),
+            ]
+        )
+        sums[1:] *= weight
+        count, fixed_sum, moving_sum, fixed_energy, moving_energy, product = box_sum(sums[None], radii)[0]
+        count = count.clamp(min=1e-6)
+        fixed_mean, moving_mean = fixed_sum / count, moving_sum / count
+        flat = count * FLAT_VARIANCE
+        fixed_energy = (fixed_energy - fixed_sum * fixed_mean).clamp_(min=0)
+        moving_energy = (moving_energy - moving_sum * moving_mean).clamp_(min=0)
+        product = product - fixed_sum * moving_mean
+        counts = ((fixed_energy > flat) & (moving_energy > flat) & (weight > 0)).to(fixed.dtype)
+        fixed_energy, moving_energy = fixed_energy + flat, moving_energy + flat
+        if squared:
+            scale = product / (fixed_energy * moving_energy)
+            correlation = scale * product
+            scale = 2 * scale
+        else:
+            scale = torch.rsqrt(fixed_energy * moving_energy)
+            correlation = scale * product
+        value = 1 - float((correlation * counts).sum() / counts.sum().clamp(min=1))
+        scale = scale * counts
+        to_fixed, to_moving = scale * product / fixed_energy, scale * product / moving_energy
+        shares = torch.stack(
+            [
+                scale,
+                to_fixed,
+                to_fixed * fixed_mean - scale * moving_mean,
+                to_moving,
+                to_moving * moving_mean - scale * fixed_mean,
+            ]
+        )
+        shares = box_sum(shares[None], radii)[0] * weight
+        by_fixed = shares[1] * fixed
+        by_fixed.addcmul_(shares[0].expand_as(moving), moving, value=-1).sub_(shares[2])
+        by_moving = shares[3] * moving
+        by_moving.addcmul_(shares[0].expand_as(fixed), fixed, value=-1).sub_(shares[4])
+        return Forces(value, by_fixed, by_moving)
+
+    return forces
+
+
+def multi_kernel_correlation(radii: Sequence[Sequence[int]], shares: Sequence[float]) -> Similarity:
+    """Weighted sum of squared local correlations with several window sizes (RDMM paper, mk-LNCC)."""
+    parts = [(share, local_correlation(radius, squared=True)) for radius, share in zip(radii, shares, strict=True)]
+
+    def forces(fixed: Tensor, moving: Tensor, weight: Tensor) -> Forces:
+        results = [(share, part(fixed, moving, weight)) for share, part in parts]
+        return Forces(
+            sum(share * r.value for share, r in results),
+            torch.stack([share * r.by_fixed for share, r in results]).sum(0),
+            torch.stack([share * r.by_moving for share, r in results]).sum(0),
+        )
+
+    return forces
+
+
+def squared_difference(fixed: Tensor, moving: Tensor, weight: Tensor) -> Forces:
+    """Mean squared difference over channels and voxels by weight; also for features such as MIND."""
+    difference = moving - fixed
+    weighted = difference * weight
+    total = float(weight.sum()) * fixed.shape[0] * fixed.shape[1]
+    value = float((weighted * difference).sum()) / max(total, 1e-12)
+    return Forces(value, -weighted, weighted)
+
+
+def mutual_information(fixed: Tensor, moving: Tensor, weight: Tensor) -> Forces:
+    """One minus normalised mutual information over all fine voxels, differentiated by autograd."""
+    spatial = (1, 1, -1, *fixed.shape[3:])  # the places of a block stacked along the first axis
+    with torch.enable_grad():
+        first = fixed.reshape(spatial).requires_grad_()
+        second = moving.reshape(spatial).requires_grad_()
+        mask = weight.expand(fixed.shape[1], *weight.shape).reshape(spatial)
+        value = nmi(first, second, mask=mask, fixed_range=(0.0, 1.0), warped_range=(0.0, 1.0))
+        by_first, by_second = torch.autograd.grad(value, (first, second))
+    return Forces(float(value), by_first.view_as(fixed), by_second.view_as(moving))
+
+
+def similarity_forces(name: str, radii: Sequence[int]) -> Similarity:
+    """The forces of a similarity by name; radii: window radii in blocks per axis, where it has windows.
+
+    `mind` compares features with `squared_difference`: the caller computes them once.
+    Raises UnknownNameError.
+    """
+    if name in ("lncc", "lncc-squared"):
+        return local_correlation(radii, squared=name == "lncc-squared")
+    if name == "mk-lncc":
+        return multi_kernel_correlation([radii, [2 * r for r in radii], [4 * r for r in radii]], [0.1, 0.3, 0.6])
+    if name == "nmi":
+        return mutual_information
+    if name in ("mse", "mind"):
+        return squared_difference
+    raise UnknownNameError("similarity", name, SIMILARITIES)
