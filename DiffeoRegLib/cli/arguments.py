@@ -1,0 +1,293 @@
+"""The flags of every command, and the help that teaches them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from DiffeoRegLib import __version__
+from DiffeoRegLib.catalog import CARDS
+from DiffeoRegLib.errors import SettingsError
+from DiffeoRegLib.settings import EFFORTS, INITS, INTERPOLATIONS, PRESETS, SIMILARITIES
+
+INTRODUCTION = """\
+Diffeomorphic registration of medical images: a transform with a true inverse, in
+patient space, and the numbers that prove it.
+
+examples:
+  diffeoreg register fixed.nii.gz moving.nii.gz -o out/
+      bring `moving` onto `fixed`; everything found is written to out/
+  diffeoreg register t1.nii.gz ct.nrrd -o out/ --preset multimodal --effort accurate
+  diffeoreg apply out/transform.h5 labels.nii.gz --like fixed.nii.gz -o moved.nii.gz --labels
+  diffeoreg evaluate --transform out/transform.h5 --fixed-seg a.nii.gz --moving-seg b.nii.gz
+  diffeoreg methods        what can be chosen for --method and --preset
+  diffeoreg device         which processor would be used, and why
+
+Each command explains itself: diffeoreg register --help
+"""
+
+REGISTER = """\
+Find the transform that brings MOVING onto FIXED and write to OUT:
+  transform.h5   fixed point -> moving point (what resamples the moving image), ITK format
+  inverse.h5     moving point -> fixed point
+  moved.nii.gz   the moving image on the fixed grid; moved_seg.nii.gz with --moving-seg
+  report.json    every number; report.html the same as a page with pictures
+
+Volumes: NIfTI, NRRD, MetaImage, a folder with one DICOM series, PNG and other 2D images.
+"""
+
+REGISTER_EXAMPLES = """\
+examples:
+  diffeoreg register inspiration.nii.gz expiration.nii.gz -o out/ --preset lung-ct \\
+      --fixed-mask lung_in.nii.gz --moving-mask lung_ex.nii.gz
+  diffeoreg register a.nii.gz b.nii.gz -o out/ --moving-mask tumour.nii.gz --exclude-moving-mask
+      ignore what lies in the tumour mask
+  diffeoreg register a.nii.gz b.nii.gz -o out/ --fixed-seg a_seg.nii.gz --moving-seg b_seg.nii.gz
+      the labels are moved along and compared afterwards; they do not guide
+  diffeoreg register a.nii.gz b.nii.gz -o out/ --init rigid.tfm
+      start from a transform made elsewhere (ITK, ANTs, Slicer)
+
+exit status: 0 done, 2 unusable input or flag, 3 results cannot be written, 4 out of memory,
+130 cancelled (Ctrl-C; nothing is left behind), 1 anything unexpected.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong flag as one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise SettingsError, so that a wrong flag ends like every other bad input."""
+        sentence = message[0].upper() + message[1:].rstrip(".")
+        raise SettingsError(f"{sentence}. See `{self.prog} --help`.")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; parsing raises SettingsError for wrong flags."""
+    parser = Parser(
+        prog="diffeoreg", description=INTRODUCTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"diffeoreg {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    _register(commands)
+    _apply(commands)
+    _evaluate(commands)
+    _methods(commands)
+    _device(commands)
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[Parser],
+    name: str,
+    summary: str,
+    description: str,
+    examples: str = "",
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    talk = parser.add_argument_group("how it talks")
+    talk.add_argument(
+        "--json", action="store_true", help="one JSON object per line on standard output, for programs"
+    )
+    talk.add_argument("--quiet", action="store_true", help="no progress, only errors and the result")
+    talk.add_argument("--debug", action="store_true", help="show the full traceback of an error")
+    return parser
+
+
+def _register(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = _command(commands, "register", "bring one image onto another", REGISTER, REGISTER_EXAMPLES)
+    parser.add_argument("fixed", metavar="FIXED", help="the image that stays")
+    parser.add_argument("moving", metavar="MOVING", help="the image that is brought onto it")
+    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="folder for the results")
+    parser.add_argument("--overwrite", action="store_true", help="replace results that exist in OUT")
+    _what_to_do(parser.add_argument_group("what to do"))
+    _extra_inputs(parser.add_argument_group("masks, segmentations, landmarks"))
+    _details(parser.add_argument_group("details (defaults come from preset and effort)"))
+    _resources(parser.add_argument_group("machine and output"))
+
+
+def _what_to_do(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--method", default="svf", help=f"{', '.join(CARDS)} (default svf)")
+    group.add_argument("--preset", default="general", help=f"{', '.join(PRESETS)} (default general)")
+    group.add_argument("--effort", default="balanced", help=f"{', '.join(EFFORTS)} (default balanced)")
+    group.add_argument("--similarity", help=f"{', '.join(SIMILARITIES)} (default: what the preset says)")
+    group.add_argument(
+        "--init",
+        default="auto",
+        metavar="INIT",
+        help=f"first alignment: {', '.join(INITS)}, or a transform file",
+    )
+    group.add_argument(
+        "--steps",
+        default="auto",
+        type=_steps,
+        metavar="N|auto",
+        help="time steps of the flow; auto = the fewest that leave no fold",
+    )
+
+
+def _extra_inputs(group: argparse._ArgumentGroup) -> None:
+    for side in ("fixed", "moving"):
+        group.add_argument(
+            f"--{side}-mask", metavar="FILE", help=f"where the {side} image counts; one side is enough"
+        )
+        group.add_argument(
+            f"--exclude-{side}-mask",
+            action="store_true",
+            help=f"the {side} mask marks what to ignore instead",
+        )
+    group.add_argument("--moving-seg", metavar="FILE", help="label map to move along (does not guide)")
+    group.add_argument("--fixed-seg", metavar="FILE", help="with --moving-seg: compare them before and after")
+    group.add_argument(
+        "--smooth-labels", action="store_true", help="move labels with smooth instead of blocky edges"
+    )
+    group.add_argument("--guidance-fixed-seg", metavar="FILE", help="label map that guides, with:")
+    group.add_argument("--guidance-moving-seg", metavar="FILE", help="label map with the same label values")
+    group.add_argument("--fixed-landmarks", metavar="FILE", help="points to measure the error at, with:")
+    group.add_argument(
+        "--moving-landmarks", metavar="FILE", help="the same points in the moving image, same order"
+    )
+    group.add_argument(
+        "--landmarks", nargs=2, metavar=("FIXED", "MOVING"), help="both landmark files at once"
+    )
+    group.add_argument(
+        "--guide-with-landmarks", action="store_true", help="let the landmarks guide the registration"
+    )
+
+
+def _details(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--iterations", type=_whole_numbers, metavar="A,B,..", help="per level, coarse to fine"
+    )
+    group.add_argument("--levels", type=_numbers, metavar="A,B,..", help="voxel size of every level, mm")
+    group.add_argument("--working-spacing-mm", type=float, metavar="MM", help="finest voxel size worked on")
+    group.add_argument(
+        "--padding-mm", type=float, default=0.0, metavar="MM", help="room added around the fixed image"
+    )
+    group.add_argument(
+        "--taper-mm",
+        type=float,
+        default=0.0,
+        metavar="MM",
+        help="let the deformation fade to zero at the border",
+    )
+    group.add_argument(
+        "--interpolation", default="linear", help=f"{', '.join(INTERPOLATIONS)}, for moved.nii.gz"
+    )
+    group.add_argument("--seed", type=int, default=0, help="for methods that use random numbers (default 0)")
+
+
+def _resources(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    group.add_argument(
+        "--memory-limit-gb", type=float, metavar="GB", help="use a coarser grid rather than more memory"
+    )
+    group.add_argument("--no-html", action="store_true", help="no report.html")
+    group.add_argument(
+        "--no-check", action="store_true", help="do not read the written transforms back and compare them"
+    )
+
+
+def _apply(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = _command(
+        commands,
+        "apply",
+        "move another volume, label map or point list with a transform",
+        "Move MOVING through TRANSFORM. A volume or label map is resampled on the grid of --like;\n"
+        "points (.fcsv, .mrk.json, .csv, ...) of the moving image are carried to the fixed image.",
+        "example:\n  diffeoreg apply out/transform.h5 pet.nii.gz --like fixed.nii.gz -o pet_on_fixed.nii.gz",
+    )
+    parser.add_argument(
+        "transform", metavar="TRANSFORM", help="transform.h5 or any ITK transform, fixed -> moving"
+    )
+    parser.add_argument(
+        "moving", metavar="MOVING", help="volume, label map or point file of the moving image"
+    )
+    parser.add_argument("--like", metavar="FIXED", help="volume whose grid the result gets (not for points)")
+    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="file to write")
+    parser.add_argument(
+        "--labels", action="store_true", help="MOVING is a label map: no new values are made up"
+    )
+    parser.add_argument("--smooth-labels", action="store_true", help="like --labels, with smooth edges")
+    parser.add_argument(
+        "--inverse", action="store_true", help="go the other way: from the fixed to the moving image"
+    )
+    parser.add_argument(
+        "--interpolation", default="linear", help=f"{', '.join(INTERPOLATIONS)} (default linear)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+
+
+def _evaluate(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = _command(
+        commands,
+        "evaluate",
+        "measure a transform, or label maps that are moved already",
+        "Dice, HD95 and landmark error before and after; folds and inverse error of the transform.\n"
+        "Give what there is: each number needs only its own inputs.",
+        "examples:\n"
+        "  diffeoreg evaluate --fixed-seg a.nii.gz --moved-seg moved_seg.nii.gz\n"
+        "  diffeoreg evaluate --transform t.h5 --inverse i.h5 --fixed a.nii.gz --landmarks a.csv b.csv",
+    )
+    parser.add_argument("--transform", metavar="FILE", help="fixed -> moving, ITK format")
+    parser.add_argument(
+        "--inverse", metavar="FILE", help="moving -> fixed; adds the inverse consistency error"
+    )
+    parser.add_argument(
+        "--fixed", metavar="FILE", help="fixed image (its grid; with --moving also similarity)"
+    )
+    parser.add_argument("--moving", metavar="FILE", help="moving image")
+    parser.add_argument("--fixed-mask", metavar="FILE", help="where folds are counted too")
+    parser.add_argument("--fixed-seg", metavar="FILE", help="label map of the fixed image")
+    parser.add_argument("--moving-seg", metavar="FILE", help="label map of the moving image")
+    parser.add_argument(
+        "--moved-seg", metavar="FILE", help="label map moved already (instead of --moving-seg)"
+    )
+    parser.add_argument("--fixed-landmarks", metavar="FILE", help="points of the fixed image")
+    parser.add_argument("--moving-landmarks", metavar="FILE", help="the same points of the moving image")
+    parser.add_argument(
+        "--landmarks", nargs=2, metavar=("FIXED", "MOVING"), help="both landmark files at once"
+    )
+
+
+def _methods(commands: argparse._SubParsersAction[Parser]) -> None:
+    _command(commands, "methods", "list methods and presets", "What can be chosen for --method and --preset.")
+
+
+def _device(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = _command(
+        commands,
+        "device",
+        "which processor would be used, and why",
+        "Try the devices of this machine by a computation.",
+    )
+    parser.add_argument("--device", default="auto", help="try this one (default auto)")
+
+
+def _steps(text: str) -> int | str:
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"time steps are a whole number or 'auto', not '{text}'") from None
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers like 8,4,2, not '{text}'") from None
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected whole numbers like 100,60,20, not '{text}'") from None

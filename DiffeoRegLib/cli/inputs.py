@@ -1,0 +1,120 @@
+"""What the flags name, read from files; wrong combinations are found before anything is read."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from DiffeoRegLib import catalog
+from DiffeoRegLib.errors import InputError, SettingsError
+from DiffeoRegLib.settings import INITS, Settings
+from DiffeoRegLib.space.grid import Grid, Matrix
+from DiffeoRegLib.volumes.files import read_points, read_volume
+from DiffeoRegLib.volumes.pair import Correspondence, Masks
+from DiffeoRegLib.volumes.volume import Volume
+
+SAME_NAME = (
+    "method", "preset", "effort", "similarity", "steps", "iterations", "working_spacing_mm", "padding_mm",
+    "taper_mm", "interpolation", "device", "threads", "memory_limit_gb", "seed",
+)  # fmt: skip
+
+
+def settings_from(arguments: argparse.Namespace) -> tuple[Settings, str | None]:
+    """Settings of the flags of `register`, and the transform file given to --init, if any.
+
+    Raises SettingsError, UnknownNameError or InputError, before anything is read.
+    """
+    catalog.card(arguments.method)
+    init, initial_file = arguments.init, None
+    if init not in INITS:
+        if not Path(init).is_file():
+            known = ", ".join(INITS)
+            raise InputError(f"There is no initial alignment and no transform file '{init}'. Known: {known}.")
+        init, initial_file = "auto", init
+    values: dict[str, Any] = {name: getattr(arguments, name) for name in SAME_NAME}
+    return Settings(init=init, levels_mm=arguments.levels, **values), initial_file
+
+
+def check_flags(arguments: argparse.Namespace) -> None:
+    """Raises SettingsError for flags of `register` that need one another."""
+    for side in ("fixed", "moving"):
+        if getattr(arguments, f"exclude_{side}_mask") and getattr(arguments, f"{side}_mask") is None:
+            raise SettingsError(f"--exclude-{side}-mask needs --{side}-mask FILE.")
+    if (arguments.guidance_fixed_seg is None) != (arguments.guidance_moving_seg is None):
+        raise SettingsError("Guidance needs both --guidance-fixed-seg and --guidance-moving-seg.")
+    if arguments.fixed_seg is not None and arguments.moving_seg is None:
+        raise SettingsError("--fixed-seg is compared with --moving-seg, which is missing.")
+    if arguments.smooth_labels and arguments.moving_seg is None:
+        raise SettingsError("--smooth-labels needs --moving-seg FILE.")
+    if arguments.guide_with_landmarks and landmark_files(arguments) is None:
+        raise SettingsError("--guide-with-landmarks needs --landmarks FIXED MOVING.")
+    landmark_files(arguments)
+    if arguments.levels and arguments.iterations and len(arguments.levels) != len(arguments.iterations):
+        raise SettingsError(
+            f"--levels names {len(arguments.levels)} levels but --iterations {len(arguments.iterations)}."
+        )
+
+
+def read_labels(path: str | None) -> Volume | None:
+    """The label map of a flag, or None."""
+    return None if path is None else read_volume(path, labels=True)
+
+
+def read_masks(arguments: argparse.Namespace) -> Masks | None:
+    """The masks of --fixed-mask and --moving-mask, or None without any."""
+    if arguments.fixed_mask is None and arguments.moving_mask is None:
+        return None
+    return Masks(
+        fixed=read_labels(arguments.fixed_mask),
+        moving=read_labels(arguments.moving_mask),
+        exclude_fixed=arguments.exclude_fixed_mask,
+        exclude_moving=arguments.exclude_moving_mask,
+    )
+
+
+def landmark_files(arguments: argparse.Namespace) -> tuple[str, str] | None:
+    """Both landmark files, or None; raises SettingsError when one is missing."""
+    fixed, moving = arguments.landmarks or (arguments.fixed_landmarks, arguments.moving_landmarks)
+    if fixed is None and moving is None:
+        return None
+    if fixed is None or moving is None:
+        raise SettingsError("Landmarks are needed for both images: --landmarks FIXED MOVING.")
+    return fixed, moving
+
+
+def read_landmarks(
+    arguments: argparse.Namespace, fixed: Grid | None = None, moving: Grid | None = None
+) -> tuple[Matrix, Matrix] | tuple[None, None]:
+    """Fixed and moving landmarks (n, 3), RAS mm, or None twice.
+
+    fixed, moving: grids of the images, for point files that count voxels.
+    Raises InputError when the lists do not pair up.
+    """
+    files = landmark_files(arguments)
+    if files is None:
+        return None, None
+    fixed_mm, moving_mm = read_points(files[0], grid=fixed), read_points(files[1], grid=moving)
+    if len(fixed_mm) != len(moving_mm) or len(fixed_mm) == 0:
+        raise InputError(
+            f"The landmark files must list the same points: '{files[0]}' has {len(fixed_mm)}, "
+            f"'{files[1]}' has {len(moving_mm)}."
+        )
+    return fixed_mm, moving_mm
+
+
+def guidance_and_evaluation(
+    arguments: argparse.Namespace, fixed: Grid, moving: Grid
+) -> tuple[Correspondence | None, Correspondence | None]:
+    """What guides the registration and what judges it; None for what was not given."""
+    points = read_landmarks(arguments, fixed, moving)
+    guide_points = points if arguments.guide_with_landmarks else (None, None)
+    guidance = evaluation = None
+    if arguments.guidance_fixed_seg is not None or guide_points[0] is not None:
+        labels = read_labels(arguments.guidance_fixed_seg), read_labels(arguments.guidance_moving_seg)
+        guidance = Correspondence(*labels, *guide_points)
+    if arguments.fixed_seg is not None or points[0] is not None:
+        both = arguments.fixed_seg is not None
+        labels = read_labels(arguments.fixed_seg), read_labels(arguments.moving_seg if both else None)
+        evaluation = Correspondence(*labels, *points)
+    return guidance, evaluation

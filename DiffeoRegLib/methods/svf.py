@@ -1,0 +1,104 @@
+"""Registration by one stationary velocity field, optimised for the pair at hand.
+
+Minimise  D(fixed o exp(-v/2), moving o exp(v/2))  over smooth stationary velocities v, coarse to fine. The
+images meet half-way, so neither is preferred; exp(v) maps fixed to moving points, exp(-v) is its inverse.
+Smoothness comes from smoothing each update (as a viscous fluid resists) and the velocity itself (as an
+elastic body does). The finest level compares the images voxel by voxel but moves a velocity known on every
+second voxel: the smoothed field loses nothing and costs an eighth.
+
+Sources: Arsigny et al., MICCAI 2006 (exponentials of stationary velocities); Avants et al., Med Image Anal
+2008 (symmetric correlation-driven registration); Vercauteren et al., MICCAI 2008 (updates of log-domain
+velocities). The second-order step and the block-wise correlation are ours, see `optimise` and `losses.forces`.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from DiffeoRegLib.errors import SettingsError
+from DiffeoRegLib.flows.logarithm import unfold
+from DiffeoRegLib.methods.base import Motion, Pair, Progress, Report
+from DiffeoRegLib.methods.discrete import discrete_start
+from DiffeoRegLib.optimise import Level, Plan, block_sides, level_strides, optimise_level, velocity_grid
+from DiffeoRegLib.settings import PRESETS, Settings
+from DiffeoRegLib.space.field import change_grid
+from DiffeoRegLib.space.grid import Grid
+
+LEAST_DETERMINANT = 0.02
+
+
+class StationaryVelocity:
+    """The `svf` method: no training, any pair."""
+
+    def predict(self, pair: Pair, settings: Settings, report: Report) -> Motion:
+        """Rest, or the large-displacement search where preset or settings ask for it."""
+        wanted = settings.large_displacement
+        if PRESETS[settings.preset].large_displacement if wanted is None else wanted:
+            return discrete_start(pair, settings, report)
+        grid = _grid_of(pair.grid, plans(settings, pair.grid)[0])
+        rest = torch.zeros((1, grid.dim, *grid.shape), dtype=pair.fixed.dtype, device=pair.fixed.device)
+        return Motion(rest, grid)
+
+    def refine(self, motion: Motion, pair: Pair, settings: Settings, report: Report) -> Motion:
+        """Coarse-to-fine instance optimisation; levels without iterations are skipped."""
+        levels = [plan for plan in plans(settings, pair.grid) if plan.iterations > 0]
+        effort = [plan.iterations / plan.level_mm**pair.grid.dim for plan in levels]
+        done = 0.0
+        for plan, share in zip(levels, effort, strict=True):
+            level = Level(pair, plan, settings)
+            velocity = change_grid(motion.velocity_vox, motion.grid, level.grid)
+
+            def tell(
+                iteration: int, value: float, plan: Plan = plan, start: float = done, share: float = share
+            ) -> None:
+                fraction = (start + share * (iteration + 1) / plan.iterations) / sum(effort)
+                message = f"{plan.level_mm:g} mm, step {iteration + 1} of {plan.iterations}: {plan.similarity} {value:.4f}"
+                report(Progress("optimise", fraction, message))
+
+            velocity = optimise_level(velocity, level, plan, settings, tell)
+            velocity, _ = unfold(velocity, LEAST_DETERMINANT)
+            motion = Motion(velocity, level.grid)
+            done += share
+        return motion
+
+
+def plans(settings: Settings, grid: Grid) -> list[Plan]:
+    """One plan per level, coarse to fine, from settings, preset and effort.
+
+    Levels finer than the working grid are left out; the finest that remains takes over their iterations.
+    Raises SettingsError when levels and iterations do not match.
+    """
+    preset = PRESETS[settings.preset]
+    levels = settings.levels_mm or preset.levels_mm
+    counts = settings.iterations or preset.iterations[settings.effort]
+    if len(levels) != len(counts):
+        raise SettingsError(
+            f"{len(levels)} levels ({levels}) and {len(counts)} numbers of iterations ({counts}) do not match."
+        )
+    scale = min(grid.spacing) / min(levels) if min(grid.spacing) < 0.7 * min(levels) else 1.0
+    used = dict[float, int]()
+    for level, count in zip(levels, counts, strict=True):
+        level_mm = max(level * scale, min(grid.spacing))
+        used[level_mm] = used.get(level_mm, 0) + count
+    finest = min(used)
+    similarity = settings.similarity or preset.similarity
+    update, velocity = settings.update_sigma or preset.update_sigma, settings.velocity_sigma
+    return [
+        Plan(
+            level_mm=level_mm,
+            iterations=count,
+            similarity=similarity,
+            window_vox=settings.window_vox or preset.window_vox,
+            update_sigma=update * settings.regularity,
+            velocity_sigma=(preset.velocity_sigma if velocity is None else velocity) * settings.regularity,
+            fine=level_mm == finest and similarity != "mind",
+        )
+        for level_mm, count in sorted(used.items(), reverse=True)
+    ]
+
+
+def _grid_of(grid: Grid, plan: Plan) -> Grid:
+    """Velocity grid of a level."""
+    strides = level_strides(grid, plan.level_mm)
+    sides = block_sides(grid.coarsened(strides), plan.level_mm) if plan.fine else (1,) * grid.dim
+    return velocity_grid(grid, strides, sides)

@@ -1,0 +1,219 @@
+"""Instance optimisation of a stationary velocity field: symmetric, multi-level, without autograd.
+
+Both images are carried half-way, moving by exp(v/2) and fixed by exp(-v/2), and compared there. A small step
+s of the velocity at that place turns the whole flow into exp(v/2) exp(s) exp(v/2), whose logarithm is v + s up
+to third order, so the closed-form force of the similarity is added to v directly. Swapping the images only
+changes the sign of v.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from DiffeoRegLib.flows.exponential import exp
+from DiffeoRegLib.losses.forces import Forces, Similarity, similarity_forces
+from DiffeoRegLib.losses.guidance import LabelPull, landmark_force
+from DiffeoRegLib.losses.mind import mind_ssc
+from DiffeoRegLib.settings import Settings
+from DiffeoRegLib.space.blocks import Blocks
+from DiffeoRegLib.space.field import downsample_image
+from DiffeoRegLib.space.filters import gaussian_smooth
+from DiffeoRegLib.space.grid import Grid
+from DiffeoRegLib.space.sample import warp
+from DiffeoRegLib.volumes.pair import Pair
+
+LARGEST_SQUARING_STEP_VOX = 0.5
+STILL = 1e-9
+CONVERGED = 2e-4
+"""A level ends early when the similarity has gained less than this over the last CONVERGENCE_WINDOW steps."""
+CONVERGENCE_WINDOW = 10
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one level is optimised.
+
+    level_mm: voxel size the images are compared at.  fine: the velocity lives on blocks of two such voxels.
+    step: largest movement of one iteration, in steps of the velocity grid.
+    """
+
+    level_mm: float
+    iterations: int
+    similarity: str
+    window_vox: float
+    update_sigma: float
+    velocity_sigma: float
+    fine: bool
+    step: float = 0.5
+
+
+class Level:
+    """A pair of images at one resolution, and the grid its velocity lives on."""
+
+    def __init__(self, pair: Pair, plan: Plan, settings: Settings) -> None:
+        strides = level_strides(pair.grid, plan.level_mm)
+        image_grid = pair.grid.coarsened(strides)
+        sides = block_sides(image_grid, plan.level_mm) if plan.fine else (1,) * pair.grid.dim
+        self.strides = tuple(s * b for s, b in zip(strides, sides, strict=True))
+        self.grid = velocity_grid(pair.grid, strides, sides)
+        self.nominal_mm = plan.level_mm * max(sides)
+        self.blocks = Blocks(image_grid.shape, sides, device=pair.fixed.device)
+        radii = [
+            max(0, round((plan.window_vox * plan.level_mm / spacing - 1) / 2)) if size > 1 else 0
+            for spacing, size in zip(self.grid.spacing, self.grid.shape, strict=True)
+        ]
+        self.similarity: Similarity = similarity_forces(plan.similarity, radii)
+        self.fixed = self._image(pair.fixed, strides, plan, image_grid)
+        self.moving = self._image(pair.moving, strides, plan, image_grid)
+        self.fixed_weight = self._weight(pair.fixed_mask)
+        self.moving_weight = self._weight(pair.moving_mask)
+        self.everywhere = torch.ones(self.grid.shape, device=pair.fixed.device)
+        self.labels = self._labels(pair) if settings.guidance_weight > 0 else None
+        self.points = self._points(pair) if settings.guidance_weight > 0 else None
+        self.guidance_weight = settings.guidance_weight
+
+    def _image(self, image: Tensor, strides: Sequence[int], plan: Plan, grid: Grid) -> Tensor:
+        small = downsample_image(image, strides) if max(strides) > 1 else image
+        if plan.similarity == "mind":
+            small = mind_ssc(small, spacing=grid.spacing)
+        return self.blocks.pad(small[0])
+
+    def _weight(self, mask: Tensor | None) -> Tensor | None:
+        return None if mask is None else downsample_image(mask, self.strides)
+
+    def _labels(self, pair: Pair) -> LabelPull | None:
+        if pair.fixed_labels is None or pair.moving_labels is None:
+            return None
+        return LabelPull(pair.fixed_labels, pair.moving_labels, self.strides)
+
+    def _points(self, pair: Pair) -> tuple[Tensor, Tensor] | None:
+        if pair.fixed_points_vox is None or pair.moving_points_vox is None:
+            return None
+        stride = pair.fixed.new_tensor(self.strides).view(1, -1, 1)
+        fixed, moving = ((p.to(stride) + 0.5) / stride - 0.5 for p in (pair.fixed_points_vox, pair.moving_points_vox))
+        return fixed, moving
+
+    def weight(self, to_moving: Tensor, to_fixed: Tensor) -> Tensor:
+        """Where both images count in half-way space, (*coarse)."""
+        weight = self.everywhere
+        for mask, u in ((self.fixed_weight, to_fixed), (self.moving_weight, to_moving)):
+            if mask is not None:
+                weight = weight * warp(mask, u)[0, 0]
+        return weight
+
+
+def level_strides(grid: Grid, level_mm: float) -> tuple[int, ...]:
+    """Whole strides that bring every axis near to `level_mm`, leaving at least four voxels."""
+    return tuple(
+        max(1, min(round(level_mm / spacing), n // 4)) for spacing, n in zip(grid.spacing, grid.shape, strict=True)
+    )
+
+
+def block_sides(grid: Grid, level_mm: float) -> tuple[int, ...]:
+    """2 along every axis that is fine enough at this level, else 1 (thick slices, very few voxels)."""
+    return tuple(2 if s < 1.6 * level_mm and n >= 8 else 1 for s, n in zip(grid.spacing, grid.shape, strict=True))
+
+
+def velocity_grid(grid: Grid, strides: Sequence[int], sides: Sequence[int]) -> Grid:
+    """Grid of the velocities: the image grid of the level, two voxels a step where its sides are 2."""
+    return grid.coarsened(strides).coarsened(sides)
+
+
+def squarings_for(velocity_vox: Tensor, settings: Settings) -> int:
+    """Squarings of exp(v): what `steps` asks for, or as many as keep the first step below half a voxel."""
+    if settings.steps != "auto":
+        return max(0, math.ceil(math.log2(settings.steps)))
+    largest = float(velocity_vox.abs().amax())
+    return max(1, math.ceil(math.log2(max(largest, STILL) / LARGEST_SQUARING_STEP_VOX)))
+
+
+def half_way(velocity_vox: Tensor, squarings: int) -> tuple[Tensor, Tensor]:
+    """Displacements from half-way space to the moving and to the fixed image, exp(v/2) and exp(-v/2)."""
+    count = max(squarings - 1, 0)
+    return exp(velocity_vox * 0.5, count), exp(velocity_vox * -0.5, count)
+
+
+@torch.no_grad()
+def optimise_level(
+    velocity_vox: Tensor, level: Level, plan: Plan, settings: Settings, tell: Callable[[int, float], None]
+) -> Tensor:
+    """The velocity after at most `plan.iterations` steps of smoothed, bounded gradient descent on one level.
+
+    velocity_vox: (1, d, *level.grid.shape), voxels of that grid.  tell(iteration, value) is called each step
+    and may raise Cancelled.
+    """
+    spacing = velocity_vox.new_tensor(level.grid.spacing).view(1, -1, *[1] * level.grid.dim)
+    update_sigma = [plan.update_sigma * level.nominal_mm / s for s in level.grid.spacing]
+    velocity_sigma = [plan.velocity_sigma * level.nominal_mm / s for s in level.grid.spacing]
+    step_mm = plan.step * level.nominal_mm
+    values: list[float] = []
+    for iteration in range(plan.iterations):
+        to_moving, to_fixed = half_way(velocity_vox, squarings_for(velocity_vox, settings))
+        forces = compare(level, to_moving, to_fixed)
+        downhill = level.blocks.slope(forces.by_fixed, forces.fixed_read) - level.blocks.slope(
+            forces.by_moving, forces.moving_read
+        )
+        update_mm = _unit(gaussian_smooth(downhill[None] / spacing, update_sigma))
+        pull_mm = _guidance(level, to_moving, to_fixed, spacing, update_sigma)
+        if pull_mm is not None:
+            update_mm = _unit(update_mm + level.guidance_weight * pull_mm)
+        velocity_vox = velocity_vox + update_mm * (step_mm / spacing)
+        velocity_vox = gaussian_smooth(velocity_vox, velocity_sigma)
+        values.append(forces.value)
+        tell(iteration, forces.value)
+        if _converged(values):
+            break
+    return velocity_vox
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison(Forces):
+    """Forces together with the images they were measured on, (C, P, *coarse)."""
+
+    fixed_read: Tensor
+    moving_read: Tensor
+
+
+def compare(level: Level, to_moving: Tensor, to_fixed: Tensor) -> Comparison:
+    """The similarity of both images in half-way space and its derivatives by them."""
+    moving = level.blocks.read(level.moving, to_moving[0])
+    fixed = level.blocks.read(level.fixed, to_fixed[0])
+    forces = level.similarity(fixed, moving, level.weight(to_moving, to_fixed))
+    return Comparison(forces.value, forces.by_fixed, forces.by_moving, fixed, moving)
+
+
+def _guidance(
+    level: Level, to_moving: Tensor, to_fixed: Tensor, spacing: Tensor, sigma: Sequence[float]
+) -> Tensor | None:
+    """Direction in which labels and landmarks want the flow to go, largest length 1, or None without guidance."""
+    pull = None
+    if level.labels is not None:
+        force = level.labels.force(to_moving[0], to_fixed[0])[None] / spacing
+        pull = _unit(gaussian_smooth(force, sigma))
+    if level.points is not None:
+        gaps = landmark_force((to_moving, to_fixed), level.points)[None] * spacing
+        farthest = float(gaps.square().sum(1).amax().sqrt())
+        share = min(1.0, farthest / level.nominal_mm)  # arrived landmarks stop pulling
+        near = _unit(gaussian_smooth(gaps, [2 * s for s in sigma])) * share
+        pull = near if pull is None else pull + near
+    return pull
+
+
+def _unit(direction_mm: Tensor) -> Tensor:
+    """The field scaled so that its longest vector has length 1; zero stays zero."""
+    longest = direction_mm.square().sum(1).amax().sqrt()
+    return direction_mm / longest.clamp(min=1e-12)
+
+
+def _converged(values: list[float]) -> bool:
+    """True when the last steps, each half of the window averaged, no longer lower the value."""
+    if len(values) < 2 * CONVERGENCE_WINDOW:
+        return False
+    recent = sum(values[-CONVERGENCE_WINDOW:]) / CONVERGENCE_WINDOW
+    before = sum(values[-2 * CONVERGENCE_WINDOW : -CONVERGENCE_WINDOW]) / CONVERGENCE_WINDOW
+    return before - recent < CONVERGED

@@ -1,0 +1,270 @@
+"""The whole job: two images in, an invertible transform in patient space and the proof of its quality out.
+
+Start reading here; `register` is one straight line.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from DiffeoRegLib.catalog import card
+from DiffeoRegLib.device import DeviceChoice, choose_device, memory_bytes, set_threads
+from DiffeoRegLib.flows.integrate import Flow, integrate
+from DiffeoRegLib.methods import method_named
+from DiffeoRegLib.methods.affine import initial_alignment
+from DiffeoRegLib.methods.base import Motion, Progress, Report
+from DiffeoRegLib.report.measure import measure
+from DiffeoRegLib.settings import Settings
+from DiffeoRegLib.space.field import u_mm_from_vox
+from DiffeoRegLib.space.grid import Grid
+from DiffeoRegLib.space.sample import Mode
+from DiffeoRegLib.space.transform import AffineTransform, CompositeTransform, DisplacementTransform, Transform
+from DiffeoRegLib.volumes.pair import Correspondence, Masks, Pair
+from DiffeoRegLib.volumes.prepare import prepare
+from DiffeoRegLib.volumes.resample import warp_labels, warp_volume
+from DiffeoRegLib.volumes.volume import Volume
+
+MEMORY_SHARE = 0.8
+"""Of the memory that is free, this much may be planned with."""
+MODES: dict[str, Mode] = {"linear": "linear", "cubic": "cubic"}
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a registration gives.
+
+    transform, inverse: fixed -> moving points and back, RAS mm. moved: the moving image on the fixed grid.
+    moved_labels: guidance or evaluation labels of the moving image on the fixed grid, or None.
+    initial: the alignment the deformation started from. motion: the velocities, None for a linear method.
+    report: the numbers, see report.measure.
+    """
+
+    transform: Transform
+    inverse: Transform
+    moved: Volume
+    moved_labels: Volume | None
+    initial: Transform
+    motion: Motion | None
+    report: dict[str, Any]
+
+
+def register(
+    fixed: Volume,
+    moving: Volume,
+    settings: Settings | None = None,
+    *,
+    initial: Transform | None = None,
+    masks: Masks | None = None,
+    guidance: Correspondence | None = None,
+    evaluation: Correspondence | None = None,
+    progress: Report | None = None,
+) -> Result:
+    """Register `moving` to `fixed`.
+
+    initial: where to start (any transform, fixed -> moving points); settings.init says what is done with it.
+    masks: where each image counts. guidance: correspondences that pull; evaluation: correspondences that judge.
+    progress: called with Progress; raise Cancelled in it to stop.
+    Raises InputError (and its kinds) for input that cannot be registered, MemoryLimitError, DeviceError, Cancelled.
+    """
+    settings = settings or Settings()
+    method = card(settings.method)
+    run = _Run(settings, progress)
+    start = run.align(fixed, moving, masks, initial)
+    flow, motion = None, None
+    if method.deformable:
+        pair = run.prepare(fixed, moving, masks, guidance, start)
+        motion = run.deform(pair)
+        with run.phase("integrate", 0.85):
+            flow = integrate(
+                motion.velocity_vox.cpu(), motion.grid, fixed.grid, settings.steps, settings.taper_mm
+            )
+            run.notes += flow.notes
+    transform, inverse = to_patient(flow, start.transform)
+    with run.phase("resample", 0.9):
+        moved = warp_volume(moving, transform, fixed.grid, mode=MODES[settings.interpolation], fill=background_of(moving))
+        labels = moving_labels_of(evaluation, guidance)
+        moved_labels = None if labels is None else warp_labels(labels, transform, fixed.grid)
+    with run.phase("measure", 0.93):
+        report = measure(
+            fixed=fixed, moving=moving, transform=transform, inverse=inverse, settings=settings,
+            initial=start.transform, masks=masks, guidance=guidance, evaluation=evaluation, device=run.device,
+            seconds=run.seconds, notes=run.notes, citations=run.citations(),
+        )  # fmt: skip
+    report["seconds"] = dict(run.seconds)
+    report["steps"] = None if flow is None else flow.steps
+    run.tell("done", 1.0, "finished")
+    return Result(transform, inverse, moved, moved_labels, start.transform, motion, report)
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """The initial alignment. `moving` is what is registered: the moving image itself, or, after a given non-linear
+    transform, that image already carried to the fixed grid; `moving_from_fixed` (RAS mm 4x4) leads to it."""
+
+    transform: Transform
+    moving: Volume
+    moving_from_fixed: np.ndarray[Any, np.dtype[np.float64]]
+    carried: bool = False
+
+
+@dataclass
+class _Run:
+    """One run's device, clock, notes and progress."""
+
+    settings: Settings
+    progress: Report | None
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.device: DeviceChoice = choose_device(self.settings.device)
+        if self.settings.threads is not None:
+            set_threads(self.settings.threads)
+
+    def tell(self, phase: str, fraction: float, message: str) -> None:
+        if self.progress is not None:
+            self.progress(Progress(phase, fraction, message))
+
+    @contextmanager
+    def phase(self, name: str, fraction: float) -> Iterator[None]:
+        """Announce a phase and add its seconds to the report."""
+        self.tell(name, fraction, PHASES[name])
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def align(self, fixed: Volume, moving: Volume, masks: Masks | None, initial: Transform | None) -> Start:
+        """The initial alignment asked for."""
+        with self.phase("align", 0.0):
+            if initial is not None and not isinstance(initial, AffineTransform):
+                linear = linear_matrix(initial)
+                if linear is None:
+                    carried = warp_volume(moving, initial, fixed.grid, fill=background_of(moving))
+                    self.notes.append("Initial alignment: the given non-linear transform, as it is.")
+                    return Start(initial, carried, np.eye(4), carried=True)
+                initial = AffineTransform(linear)
+            matrix = initial_alignment(
+                fixed, moving, self.settings, masks,
+                None if initial is None else initial.moving_from_fixed, notes=self.notes,
+            )  # fmt: skip
+        return Start(AffineTransform(matrix), moving, matrix)
+
+    def prepare(
+        self, fixed: Volume, moving: Volume, masks: Masks | None, guidance: Correspondence | None, start: Start
+    ) -> Pair:
+        """Both images on one working grid that fits into the memory."""
+        if start.carried:
+            masks, guidance = carried_along(masks, guidance, start.transform, fixed.grid)
+        with self.phase("prepare", 0.1):
+            free = memory_bytes(self.device.device)
+            limit = None if self.settings.memory_limit_gb or free is None else int(MEMORY_SHARE * free)
+            pair = prepare(
+                fixed, start.moving, masks, guidance, self.settings, start.moving_from_fixed,
+                device=self.device.device, memory_limit_bytes=limit,
+            )  # fmt: skip
+            self.notes += pair.notes
+        return pair
+
+    def deform(self, pair: Pair) -> Motion:
+        """A first guess and its refinement; out of GPU memory the work goes to the CPU, and says so."""
+        try:
+            return self._deform(pair)
+        except torch.OutOfMemoryError:
+            name = self.device.name
+            torch.cuda.empty_cache()
+            self.device = choose_device("cpu")
+            self.notes.append(f"The memory of {name} was not enough; the run was done on the CPU.")
+            return self._deform(pair.to("cpu"))
+
+    def _deform(self, pair: Pair) -> Motion:
+        method = method_named(self.settings.method)
+        with self.phase("predict", 0.12):
+            motion = method.predict(pair, self.settings, self._within(0.12, 0.25))
+        with self.phase("refine", 0.25):
+            return method.refine(motion, pair, self.settings, self._within(0.25, 0.85))
+
+    def _within(self, start: float, stop: float) -> Report:
+        """A progress receiver for a part of the run."""
+
+        def report(step: Progress) -> None:
+            self.tell(step.phase, start + (stop - start) * step.fraction, step.message)
+
+        return report
+
+    def citations(self) -> list[str]:
+        """Of what really ran."""
+        return [card("affine").citation, card(self.settings.method).citation, *self.sources]
+
+
+PHASES = {
+    "align": "initial alignment",
+    "prepare": "bringing both images to one grid",
+    "predict": "first guess of the motion",
+    "refine": "refining the motion",
+    "integrate": "integrating the flow and its inverse",
+    "resample": "resampling the moving image",
+    "measure": "measuring the result",
+}
+
+
+def to_patient(flow: Flow | None, initial: Transform) -> tuple[Transform, Transform]:
+    """Flow and initial alignment as one transform and its inverse, RAS mm; without a flow the alignment alone."""
+    if flow is None:
+        return initial, initial.inverse()
+    forward = DisplacementTransform(flow.grid, u_mm_from_vox(flow.forward_vox, flow.grid))
+    backward = DisplacementTransform(flow.grid, u_mm_from_vox(flow.inverse_vox, flow.grid))
+    return CompositeTransform((forward, initial)), CompositeTransform((initial.inverse(), backward))
+
+
+def linear_matrix(transform: Transform) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+    """The 4x4 matrix of a transform made of linear parts only, else None."""
+    if isinstance(transform, AffineTransform):
+        return transform.moving_from_fixed
+    if isinstance(transform, CompositeTransform):
+        matrix = np.eye(4)
+        for part in transform.parts:
+            linear = linear_matrix(part)
+            if linear is None:
+                return None
+            matrix = linear @ matrix
+        return matrix
+    return None
+
+
+def carried_along(
+    masks: Masks | None, guidance: Correspondence | None, transform: Transform, grid: Grid
+) -> tuple[Masks | None, Correspondence | None]:
+    """Moving mask, labels and landmarks brought to fixed space by a given non-linear transform, as the image was."""
+    if masks is not None and masks.moving is not None:
+        masks = Masks(masks.fixed, warp_labels(masks.moving, transform, grid), masks.exclude_fixed, masks.exclude_moving)
+    if guidance is not None:
+        labels, points = guidance.moving_labels, guidance.moving_points_mm
+        guidance = Correspondence(
+            guidance.fixed_labels,
+            None if labels is None else warp_labels(labels, transform, grid),
+            guidance.fixed_points_mm,
+            None if points is None else transform.inverse().map_points(points),
+        )
+    return masks, guidance
+
+
+def background_of(moving: Volume) -> float:
+    """What resampling puts where the moving image has no data: its smallest finite value."""
+    finite = moving.data[torch.isfinite(moving.data)]
+    return float(finite.min()) if finite.numel() else 0.0
+
+
+def moving_labels_of(*known: Correspondence | None) -> Volume | None:
+    """The first moving label map among some correspondences."""
+    for correspondence in known:
+        if correspondence is not None and correspondence.moving_labels is not None:
+            return correspondence.moving_labels
+    return None

@@ -1,0 +1,129 @@
+"""Everything a user can set for one registration, with presets. No torch here: the panel imports this."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from DiffeoRegLib.errors import SettingsError, UnknownNameError
+
+INITS = ("auto", "identity", "geometry", "mass", "rigid", "affine")
+SIMILARITIES = ("lncc", "lncc-squared", "mk-lncc", "mse", "nmi", "mind")
+EFFORTS = ("fast", "balanced", "accurate")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+INTERPOLATIONS = ("linear", "cubic")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One registration's settings; every field has a sensible default.
+
+    method: name in the catalogue.  preset: what is registered (see PRESETS).  effort: fast, balanced, accurate.
+    init: how the images are brought together first; `auto` = affine unless an initial transform is given.
+    steps: time steps of the flow, or `auto` = the fewest that leave no fold.
+    similarity, levels_mm, iterations ...: None = what preset and effort say.
+    window_vox: side of the similarity's windows, in voxels of each level.
+    update_sigma, velocity_sigma: Gaussian smoothing of every update (fluid) and of the velocity (elastic), in
+    steps of each level's velocity grid; `regularity` multiplies both.
+    """
+
+    method: str = "svf"
+    preset: str = "general"
+    effort: str = "balanced"
+    init: str = "auto"
+    steps: int | Literal["auto"] = "auto"
+    similarity: str | None = None
+    large_displacement: bool | None = None
+    working_spacing_mm: float | None = None
+    levels_mm: tuple[float, ...] | None = None
+    iterations: tuple[int, ...] | None = None
+    window_vox: float | None = None
+    update_sigma: float | None = None
+    velocity_sigma: float | None = None
+    regularity: float = 1.0
+    guidance_weight: float = 1.0
+    padding_mm: float = 0.0
+    taper_mm: float = 0.0
+    interpolation: str = "linear"
+    device: str = "auto"
+    threads: int | None = None
+    memory_limit_gb: float | None = None
+    seed: int = 0
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for what, name, known in (
+            ("preset", self.preset, PRESETS),
+            ("effort", self.effort, EFFORTS),
+            ("initial alignment", self.init, INITS),
+            ("device", self.device.split(":")[0], DEVICES),
+            ("interpolation", self.interpolation, INTERPOLATIONS),
+        ):
+            if name not in known:
+                raise UnknownNameError(what, name, known)
+        if self.similarity is not None and self.similarity not in SIMILARITIES:
+            raise UnknownNameError("similarity", self.similarity, SIMILARITIES)
+        if self.steps != "auto" and (not isinstance(self.steps, int) or self.steps < 1):
+            raise SettingsError(f"Time steps must be a whole number of at least 1 or 'auto', not {self.steps!r}.")
+        for name in ("working_spacing_mm", "window_vox", "update_sigma", "regularity", "memory_limit_gb", "threads"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise SettingsError(f"{name} must be greater than 0, not {value!r}.")
+        for name in ("velocity_sigma", "guidance_weight", "padding_mm", "taper_mm"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise SettingsError(f"{name} must not be negative, got {value!r}.")
+        if self.iterations is not None and (not self.iterations or min(self.iterations) < 0):
+            raise SettingsError(f"Iterations per level must be whole numbers of at least 0, not {self.iterations}.")
+
+    def with_changes(self, **changes: Any) -> Settings:
+        """A copy with some fields changed; raises SettingsError for bad values."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a kind of image needs.
+
+    modality_note: shown to the user.  The rest are defaults for the fields of the same name in Settings;
+    `iterations` is given per effort, coarse to fine, matching `levels_mm`.
+    """
+
+    title: str
+    use: str
+    similarity: str
+    levels_mm: tuple[float, ...]
+    iterations: Mapping[str, tuple[int, ...]]
+    window_vox: float = 5.0
+    update_sigma: float = 1.7
+    velocity_sigma: float = 0.4
+    large_displacement: bool = False
+    working_spacing_mm: float = 1.0
+    intensity_window: tuple[float, float] | None = None
+
+
+_BRAIN = {"fast": (40, 40, 15, 0), "balanced": (60, 60, 20, 15), "accurate": (100, 100, 40, 40)}
+_BODY = {"fast": (40, 30, 0), "balanced": (60, 60, 30), "accurate": (100, 100, 60)}
+
+PRESETS: dict[str, Preset] = {
+    "general": Preset(
+        "General", "Any two images of one modality.", "lncc-squared", (8.0, 4.0, 2.0, 1.0), _BRAIN
+    ),
+    "brain-mr": Preset(
+        "Brain MR", "Brains of one MR contrast, with or without skull.", "lncc-squared", (8.0, 4.0, 2.0, 1.0), _BRAIN
+    ),
+    "lung-ct": Preset(
+        "Lung CT", "Breathing states or visits, chest CT.", "lncc", (8.0, 4.0, 2.0), _BODY,
+        large_displacement=True, working_spacing_mm=1.5, intensity_window=(-1100.0, 600.0),
+    ),
+    "abdomen": Preset(
+        "Abdomen", "Liver and abdomen, CT or MR, one modality.", "lncc", (8.0, 4.0, 2.0), _BODY,
+        large_displacement=True, working_spacing_mm=1.5,
+    ),
+    "multimodal": Preset(
+        "Multi-modal", "Different contrasts or scanners: T1/T2, CT/MR, MR/ultrasound.", "mind", (8.0, 4.0, 2.0), _BODY,
+        working_spacing_mm=1.5,
+    ),
+}
