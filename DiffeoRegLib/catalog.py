@@ -1,4 +1,4 @@
-"""The cards of the methods: what each is for, needs and gives. No torch here: panel and command build on this."""
+"""The cards of the methods: what each is for, needs and gives. No torch: panel and command build on this."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CARDS: dict[str, Card] = {
             name="affine",
             title="Rigid and affine alignment",
             use="Only rotation, translation, scale and shear; also the start of every other method.",
-            citation="Multi-start rigid and affine registration by gradient descent on a resolution pyramid (DiffeoReg).",
+            citation="Multi-start rigid and affine registration on a resolution pyramid (DiffeoReg).",
             time_steps=False,
             refinable=False,
             deformable=False,
@@ -49,8 +49,8 @@ CARDS: dict[str, Card] = {
             use="Any pair, no training: symmetric, diffeomorphic, exact inverse.",
             citation=(
                 "Arsigny V, Commowick O, Pennec X, Ayache N. A log-Euclidean framework for statistics on "
-                "diffeomorphisms. MICCAI 2006; Avants BB et al. Symmetric diffeomorphic image registration with "
-                "cross-correlation. Med Image Anal 2008;12:26-41."
+                "diffeomorphisms. MICCAI 2006; Avants BB et al. Symmetric diffeomorphic image registration "
+                "with cross-correlation. Med Image Anal 2008;12:26-41."
             ),
             symmetric=True,
         ),

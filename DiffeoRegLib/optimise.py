@@ -1,9 +1,9 @@
 """Instance optimisation of a stationary velocity field: symmetric, multi-level, without autograd.
 
 Both images are carried half-way, moving by exp(v/2) and fixed by exp(-v/2), and compared there. A small step
-s of the velocity at that place turns the whole flow into exp(v/2) exp(s) exp(v/2), whose logarithm is v + s up
-to third order, so the closed-form force of the similarity is added to v directly. Swapping the images only
-changes the sign of v.
+s of the velocity at that place turns the whole flow into exp(v/2) exp(s) exp(v/2), whose logarithm is v + s
+up to third order, so the closed-form force of the similarity is added to v directly. Swapping the images
+only changes the sign of v.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from DiffeoRegLib.flows.exponential import exp
+from DiffeoRegLib.flows.exponential import exp, midpoint_squarings
 from DiffeoRegLib.losses.forces import Forces, Similarity, similarity_forces
 from DiffeoRegLib.losses.guidance import LabelPull, landmark_force
 from DiffeoRegLib.losses.mind import mind_ssc
@@ -27,11 +27,13 @@ from DiffeoRegLib.space.grid import Grid
 from DiffeoRegLib.space.sample import warp
 from DiffeoRegLib.volumes.pair import Pair
 
-LARGEST_SQUARING_STEP_VOX = 0.5
-STILL = 1e-9
-CONVERGED = 2e-4
-"""A level ends early when the similarity has gained less than this over the last CONVERGENCE_WINDOW steps."""
+LARGEST_STEP_VOX = 4.0
+"""First step of the flow while optimising; coarse, since the forces of the next iteration see its error."""
+CONVERGED = 2e-3
+"""A level ends early when CONVERGENCE_WINDOW steps gained less than this share of all it gained so far."""
 CONVERGENCE_WINDOW = 10
+PATIENCE = 3
+"""After so many steps without a new lowest value, the steps are halved."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,38 @@ class Plan:
     step: float = 0.5
 
 
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The grids of one level: images at `strides` of the working grid, velocities on blocks of `sides`."""
+
+    strides: tuple[int, ...]
+    image_grid: Grid
+    sides: tuple[int, ...]
+    grid: Grid
+
+
+def layout(working: Grid, plan: Plan) -> Layout:
+    """Whole strides that bring every axis near to the level, leaving at least four voxels, and block sides.
+
+    On the fine level blocks are 2 long along every axis that is fine enough, else 1 (thick slices, very few
+    voxels).
+    """
+    size = list(zip(working.spacing, working.shape, strict=True))
+    strides = tuple(max(1, min(round(plan.level_mm / spacing), n // 4)) for spacing, n in size)
+    images = working.coarsened(strides)
+    size = list(zip(images.spacing, images.shape, strict=True))
+    sides = tuple(2 if plan.fine and s < 1.6 * plan.level_mm and n >= 8 else 1 for s, n in size)
+    return Layout(strides, images, sides, images.coarsened(sides))
+
+
 class Level:
     """A pair of images at one resolution, and the grid its velocity lives on."""
 
     def __init__(self, pair: Pair, plan: Plan, settings: Settings) -> None:
-        strides = level_strides(pair.grid, plan.level_mm)
-        image_grid = pair.grid.coarsened(strides)
-        sides = block_sides(image_grid, plan.level_mm) if plan.fine else (1,) * pair.grid.dim
+        grids = layout(pair.grid, plan)
+        strides, image_grid, sides = grids.strides, grids.image_grid, grids.sides
         self.strides = tuple(s * b for s, b in zip(strides, sides, strict=True))
-        self.grid = velocity_grid(pair.grid, strides, sides)
+        self.grid = grids.grid
         self.nominal_mm = plan.level_mm * max(sides)
         self.blocks = Blocks(image_grid.shape, sides, device=pair.fixed.device)
         radii = [
@@ -95,7 +120,8 @@ class Level:
         if pair.fixed_points_vox is None or pair.moving_points_vox is None:
             return None
         stride = pair.fixed.new_tensor(self.strides).view(1, -1, 1)
-        fixed, moving = ((p.to(stride) + 0.5) / stride - 0.5 for p in (pair.fixed_points_vox, pair.moving_points_vox))
+        both = (pair.fixed_points_vox, pair.moving_points_vox)
+        fixed, moving = ((p.to(stride) + 0.5) / stride - 0.5 for p in both)
         return fixed, moving
 
     def weight(self, to_moving: Tensor, to_fixed: Tensor) -> Tensor:
@@ -107,35 +133,17 @@ class Level:
         return weight
 
 
-def level_strides(grid: Grid, level_mm: float) -> tuple[int, ...]:
-    """Whole strides that bring every axis near to `level_mm`, leaving at least four voxels."""
-    return tuple(
-        max(1, min(round(level_mm / spacing), n // 4)) for spacing, n in zip(grid.spacing, grid.shape, strict=True)
-    )
-
-
-def block_sides(grid: Grid, level_mm: float) -> tuple[int, ...]:
-    """2 along every axis that is fine enough at this level, else 1 (thick slices, very few voxels)."""
-    return tuple(2 if s < 1.6 * level_mm and n >= 8 else 1 for s, n in zip(grid.spacing, grid.shape, strict=True))
-
-
-def velocity_grid(grid: Grid, strides: Sequence[int], sides: Sequence[int]) -> Grid:
-    """Grid of the velocities: the image grid of the level, two voxels a step where its sides are 2."""
-    return grid.coarsened(strides).coarsened(sides)
-
-
 def squarings_for(velocity_vox: Tensor, settings: Settings) -> int:
-    """Squarings of exp(v): what `steps` asks for, or as many as keep the first step below half a voxel."""
+    """Squarings of exp(v): what `steps` asks for, or as few as keep its first step short."""
     if settings.steps != "auto":
         return max(0, math.ceil(math.log2(settings.steps)))
-    largest = float(velocity_vox.abs().amax())
-    return max(1, math.ceil(math.log2(max(largest, STILL) / LARGEST_SQUARING_STEP_VOX)))
+    return midpoint_squarings(velocity_vox, LARGEST_STEP_VOX, fewest=1)
 
 
 def half_way(velocity_vox: Tensor, squarings: int) -> tuple[Tensor, Tensor]:
     """Displacements from half-way space to the moving and to the fixed image, exp(v/2) and exp(-v/2)."""
     count = max(squarings - 1, 0)
-    return exp(velocity_vox * 0.5, count), exp(velocity_vox * -0.5, count)
+    return exp(velocity_vox * 0.5, count, first_step=2), exp(velocity_vox * -0.5, count, first_step=2)
 
 
 @torch.no_grad()
@@ -159,15 +167,17 @@ def optimise_level(
             forces.by_moving, forces.moving_read
         )
         update_mm = _unit(gaussian_smooth(downhill[None] / spacing, update_sigma))
-        pull_mm = _guidance(level, to_moving, to_fixed, spacing, update_sigma)
+        pull_mm, misfit = _guidance(level, to_moving, to_fixed, spacing, update_sigma)
         if pull_mm is not None:
             update_mm = _unit(update_mm + level.guidance_weight * pull_mm)
         velocity_vox = velocity_vox + update_mm * (step_mm / spacing)
         velocity_vox = gaussian_smooth(velocity_vox, velocity_sigma)
-        values.append(forces.value)
+        values.append(forces.value + level.guidance_weight * misfit)
         tell(iteration, forces.value)
         if _converged(values):
             break
+        if _stalled(values):
+            step_mm *= 0.5
     return velocity_vox
 
 
@@ -184,24 +194,29 @@ def compare(level: Level, to_moving: Tensor, to_fixed: Tensor) -> Comparison:
     moving = level.blocks.read(level.moving, to_moving[0])
     fixed = level.blocks.read(level.fixed, to_fixed[0])
     forces = level.similarity(fixed, moving, level.weight(to_moving, to_fixed))
-    return Comparison(forces.value, forces.by_fixed, forces.by_moving, fixed, moving)
+    return Comparison(forces.value, forces.by_fixed, forces.by_moving, forces.factor, fixed, moving)
 
 
 def _guidance(
     level: Level, to_moving: Tensor, to_fixed: Tensor, spacing: Tensor, sigma: Sequence[float]
-) -> Tensor | None:
-    """Direction in which labels and landmarks want the flow to go, largest length 1, or None without guidance."""
-    pull = None
+) -> tuple[Tensor | None, float]:
+    """Where labels and landmarks want the flow to go, each at most 1 long, and their misfit; None, 0 without any.
+
+    misfit: one minus the mean Dice, plus the largest landmark gap in steps of the velocity grid.
+    """
+    pull, misfit = None, 0.0
     if level.labels is not None:
         force = level.labels.force(to_moving[0], to_fixed[0])[None] / spacing
         pull = _unit(gaussian_smooth(force, sigma))
+        misfit += 1 - level.labels.dice
     if level.points is not None:
         gaps = landmark_force((to_moving, to_fixed), level.points)[None] * spacing
         farthest = float(gaps.square().sum(1).amax().sqrt())
+        misfit += farthest / level.nominal_mm
         share = min(1.0, farthest / level.nominal_mm)  # arrived landmarks stop pulling
         near = _unit(gaussian_smooth(gaps, [2 * s for s in sigma])) * share
         pull = near if pull is None else pull + near
-    return pull
+    return pull, misfit
 
 
 def _unit(direction_mm: Tensor) -> Tensor:
@@ -216,4 +231,10 @@ def _converged(values: list[float]) -> bool:
         return False
     recent = sum(values[-CONVERGENCE_WINDOW:]) / CONVERGENCE_WINDOW
     before = sum(values[-2 * CONVERGENCE_WINDOW : -CONVERGENCE_WINDOW]) / CONVERGENCE_WINDOW
-    return before - recent < CONVERGED
+    return before - recent <= CONVERGED * (values[0] - recent)
+
+
+def _stalled(values: list[float]) -> bool:
+    """True every PATIENCE steps that brought no new lowest value."""
+    since = len(values) - 1 - min(range(len(values)), key=values.__getitem__)
+    return since > 0 and since % PATIENCE == 0

@@ -191,8 +191,7 @@ def _stored_facts(
         if fields:
             facts[f"{kind}_grid"] = list(fields[0].grid.shape[::-1])
             facts[f"{kind}_spacing_mm"] = list(fields[0].grid.spacing[::-1])
-        if check:
-            facts[f"{kind}_stored_error_mm"] = _stored_error_mm(path, exact, grid)
+        facts[f"{kind}_stored_error_mm"] = _stored_error_mm(path, exact, grid) if check else None
     return facts
 
 

@@ -5,11 +5,12 @@ Start reading here; `register` is one straight line.
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,9 +24,10 @@ from DiffeoRegLib.methods.base import Motion, Progress, Report
 from DiffeoRegLib.report.measure import measure
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.field import u_mm_from_vox
-from DiffeoRegLib.space.grid import Grid
+from DiffeoRegLib.space.grid import Grid, Matrix
 from DiffeoRegLib.space.sample import Mode
 from DiffeoRegLib.space.transform import AffineTransform, CompositeTransform, DisplacementTransform, Transform
+from DiffeoRegLib.volumes.checks import check_pair
 from DiffeoRegLib.volumes.pair import Correspondence, Masks, Pair
 from DiffeoRegLib.volumes.prepare import prepare
 from DiffeoRegLib.volumes.resample import warp_labels, warp_volume
@@ -33,6 +35,7 @@ from DiffeoRegLib.volumes.volume import Volume
 
 MEMORY_SHARE = 0.8
 """Of the memory that is free, this much may be planned with."""
+Work = TypeVar("Work")
 MODES: dict[str, Mode] = {"linear": "linear", "cubic": "cubic"}
 
 
@@ -69,26 +72,30 @@ def register(
     """Register `moving` to `fixed`.
 
     initial: where to start (any transform, fixed -> moving points); settings.init says what is done with it.
-    masks: where each image counts. guidance: correspondences that pull; evaluation: correspondences that judge.
+    masks: where each image counts.  guidance: correspondences that pull; evaluation: those that judge.
     progress: called with Progress; raise Cancelled in it to stop.
-    Raises InputError (and its kinds) for input that cannot be registered, MemoryLimitError, DeviceError, Cancelled.
+    Raises InputError (and its kinds) for input that cannot be registered, MemoryLimitError, DeviceError,
+    Cancelled.
     """
     settings = settings or Settings()
     method = card(settings.method)
     run = _Run(settings, progress)
+    run.notes += check_pair(fixed, moving, masks, guidance)
     start = run.align(fixed, moving, masks, initial)
     flow, motion = None, None
     if method.deformable:
-        pair = run.prepare(fixed, moving, masks, guidance, start)
+        pair = run.prepare(fixed, masks, guidance, start)
         motion = run.deform(pair)
         with run.phase("integrate", 0.85):
             flow = integrate(
                 motion.velocity_vox.cpu(), motion.grid, fixed.grid, settings.steps, settings.taper_mm
             )
             run.notes += flow.notes
+            motion = Motion(flow.velocity_vox, flow.grid)
     transform, inverse = to_patient(flow, start.transform)
     with run.phase("resample", 0.9):
-        moved = warp_volume(moving, transform, fixed.grid, mode=MODES[settings.interpolation], fill=background_of(moving))
+        mode, fill = MODES[settings.interpolation], background_of(moving)
+        moved = warp_volume(moving, transform, fixed.grid, mode=mode, fill=fill)
         labels = moving_labels_of(evaluation, guidance)
         moved_labels = None if labels is None else warp_labels(labels, transform, fixed.grid)
     with run.phase("measure", 0.93):
@@ -105,12 +112,15 @@ def register(
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """The initial alignment. `moving` is what is registered: the moving image itself, or, after a given non-linear
-    transform, that image already carried to the fixed grid; `moving_from_fixed` (RAS mm 4x4) leads to it."""
+    """The initial alignment.
+
+    moving: what is registered: the moving image itself, or, after a given non-linear transform, that image
+    already carried to the fixed grid.  moving_from_fixed: RAS mm 4x4 that leads to it.
+    """
 
     transform: Transform
     moving: Volume
-    moving_from_fixed: np.ndarray[Any, np.dtype[np.float64]]
+    moving_from_fixed: Matrix
     carried: bool = False
 
 
@@ -151,6 +161,10 @@ class _Run:
                     self.notes.append("Initial alignment: the given non-linear transform, as it is.")
                     return Start(initial, carried, np.eye(4), carried=True)
                 initial = AffineTransform(linear)
+            if self.settings.init in ("rigid", "affine") or (
+                self.settings.init == "auto" and initial is None
+            ):
+                self.sources.append(card("affine").citation)
             matrix = initial_alignment(
                 fixed, moving, self.settings, masks,
                 None if initial is None else initial.moving_from_fixed, notes=self.notes,
@@ -158,31 +172,40 @@ class _Run:
         return Start(AffineTransform(matrix), moving, matrix)
 
     def prepare(
-        self, fixed: Volume, moving: Volume, masks: Masks | None, guidance: Correspondence | None, start: Start
+        self, fixed: Volume, masks: Masks | None, guidance: Correspondence | None, start: Start
     ) -> Pair:
         """Both images on one working grid that fits into the memory."""
         if start.carried:
             masks, guidance = carried_along(masks, guidance, start.transform, fixed.grid)
         with self.phase("prepare", 0.1):
-            free = memory_bytes(self.device.device)
-            limit = None if self.settings.memory_limit_gb or free is None else int(MEMORY_SHARE * free)
-            pair = prepare(
-                fixed, start.moving, masks, guidance, self.settings, start.moving_from_fixed,
-                device=self.device.device, memory_limit_bytes=limit,
-            )  # fmt: skip
+            pair = self._or_on_cpu(lambda: self._prepare(fixed, masks, guidance, start))
             self.notes += pair.notes
         return pair
 
+    def _prepare(
+        self, fixed: Volume, masks: Masks | None, guidance: Correspondence | None, start: Start
+    ) -> Pair:
+        free = memory_bytes(self.device.device)
+        limit = None if self.settings.memory_limit_gb or free is None else int(MEMORY_SHARE * free)
+        return prepare(
+            fixed, start.moving, masks, guidance, self.settings, start.moving_from_fixed,
+            device=self.device.device, memory_limit_bytes=limit, check=start.carried,
+        )  # fmt: skip
+
     def deform(self, pair: Pair) -> Motion:
-        """A first guess and its refinement; out of GPU memory the work goes to the CPU, and says so."""
+        """A first guess and its refinement."""
+        return self._or_on_cpu(lambda: self._deform(pair.to(self.device.device)))
+
+    def _or_on_cpu(self, work: Callable[[], Work]) -> Work:
+        """The result of some work; out of GPU memory it is done again on the CPU, and the report says so."""
         try:
-            return self._deform(pair)
+            return work()
         except torch.OutOfMemoryError:
             name = self.device.name
             torch.cuda.empty_cache()
             self.device = choose_device("cpu")
             self.notes.append(f"The memory of {name} was not enough; the run was done on the CPU.")
-            return self._deform(pair.to("cpu"))
+            return work()
 
     def _deform(self, pair: Pair) -> Motion:
         method = method_named(self.settings.method)
@@ -201,7 +224,9 @@ class _Run:
 
     def citations(self) -> list[str]:
         """Of what really ran."""
-        return [card("affine").citation, card(self.settings.method).citation, *self.sources]
+        chosen = card(self.settings.method)
+        extra = method_named(chosen.name).sources(self.settings) if chosen.deformable else []
+        return [*self.sources, chosen.citation, *extra]
 
 
 PHASES = {
@@ -216,7 +241,7 @@ PHASES = {
 
 
 def to_patient(flow: Flow | None, initial: Transform) -> tuple[Transform, Transform]:
-    """Flow and initial alignment as one transform and its inverse, RAS mm; without a flow the alignment alone."""
+    """Flow and initial alignment as one transform and its inverse, RAS mm; no flow: the latter alone."""
     if flow is None:
         return initial, initial.inverse()
     forward = DisplacementTransform(flow.grid, u_mm_from_vox(flow.forward_vox, flow.grid))
@@ -224,7 +249,7 @@ def to_patient(flow: Flow | None, initial: Transform) -> tuple[Transform, Transf
     return CompositeTransform((forward, initial)), CompositeTransform((initial.inverse(), backward))
 
 
-def linear_matrix(transform: Transform) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+def linear_matrix(transform: Transform) -> Matrix | None:
     """The 4x4 matrix of a transform made of linear parts only, else None."""
     if isinstance(transform, AffineTransform):
         return transform.moving_from_fixed
@@ -242,9 +267,9 @@ def linear_matrix(transform: Transform) -> np.ndarray[Any, np.dtype[np.float64]]
 def carried_along(
     masks: Masks | None, guidance: Correspondence | None, transform: Transform, grid: Grid
 ) -> tuple[Masks | None, Correspondence | None]:
-    """Moving mask, labels and landmarks brought to fixed space by a given non-linear transform, as the image was."""
+    """Moving mask, labels and landmarks brought to fixed space by a transform, as the image was."""
     if masks is not None and masks.moving is not None:
-        masks = Masks(masks.fixed, warp_labels(masks.moving, transform, grid), masks.exclude_fixed, masks.exclude_moving)
+        masks = dataclasses.replace(masks, moving=warp_labels(masks.moving, transform, grid))
     if guidance is not None:
         labels, points = guidance.moving_labels, guidance.moving_points_mm
         guidance = Correspondence(

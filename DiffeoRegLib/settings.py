@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,17 +15,22 @@ SIMILARITIES = ("lncc", "lncc-squared", "mk-lncc", "mse", "nmi", "mind")
 EFFORTS = ("fast", "balanced", "accurate")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 INTERPOLATIONS = ("linear", "cubic")
+POSITIVE = ("working_spacing_mm", "window_vox", "update_sigma", "regularity", "memory_limit_gb")
+NOT_NEGATIVE = ("velocity_sigma", "guidance_weight", "padding_mm", "taper_mm")
 
 
 @dataclass(frozen=True)
 class Settings:
     """One registration's settings; every field has a sensible default.
 
-    method: name in the catalogue.  preset: what is registered (see PRESETS).  effort: fast, balanced, accurate.
+    method: name in the catalogue.  preset: what is registered (see PRESETS).
+    effort: fast, balanced, accurate.
     init: how the images are brought together first; `auto` = affine unless an initial transform is given.
     steps: time steps of the flow, or `auto` = the fewest that leave no fold.
     similarity, levels_mm, iterations ...: None = what preset and effort say.
     window_vox: side of the similarity's windows, in voxels of each level.
+    dense_iterations: last steps at the finest level, whose velocity then has the resolution of the images;
+    None = what preset and effort say, or none when `iterations` is given.
     update_sigma, velocity_sigma: Gaussian smoothing of every update (fluid) and of the velocity (elastic), in
     steps of each level's velocity grid; `regularity` multiplies both.
     """
@@ -39,13 +45,14 @@ class Settings:
     working_spacing_mm: float | None = None
     levels_mm: tuple[float, ...] | None = None
     iterations: tuple[int, ...] | None = None
+    dense_iterations: int | None = None
     window_vox: float | None = None
     update_sigma: float | None = None
     velocity_sigma: float | None = None
     regularity: float = 1.0
     guidance_weight: float = 1.0
     padding_mm: float = 0.0
-    taper_mm: float = 0.0
+    taper_mm: float | None = None
     interpolation: str = "linear"
     device: str = "auto"
     threads: int | None = None
@@ -65,22 +72,35 @@ class Settings:
                 raise UnknownNameError(what, name, known)
         if self.similarity is not None and self.similarity not in SIMILARITIES:
             raise UnknownNameError("similarity", self.similarity, SIMILARITIES)
-        if self.steps != "auto" and (not isinstance(self.steps, int) or self.steps < 1):
-            raise SettingsError(f"Time steps must be a whole number of at least 1 or 'auto', not {self.steps!r}.")
-        for name in ("working_spacing_mm", "window_vox", "update_sigma", "regularity", "memory_limit_gb", "threads"):
+        if self.steps != "auto" and not _whole(self.steps, 1):
+            raise SettingsError(f"Time steps must be 'auto' or a whole number from 1 up, not {self.steps!r}.")
+        if self.dense_iterations is not None and not _whole(self.dense_iterations, 0):
+            raise SettingsError(
+                f"Dense iterations must be a whole number of at least 0, not {self.dense_iterations!r}."
+            )
+        if self.threads is not None and not _whole(self.threads, 1):
+            raise SettingsError(f"threads must be a whole number of at least 1, not {self.threads!r}.")
+        for name in POSITIVE:
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 raise SettingsError(f"{name} must be greater than 0, not {value!r}.")
-        for name in ("velocity_sigma", "guidance_weight", "padding_mm", "taper_mm"):
+        for name in NOT_NEGATIVE:
             value = getattr(self, name)
-            if value is not None and not value >= 0:
+            if value is not None and not 0 <= value < math.inf:
                 raise SettingsError(f"{name} must not be negative, got {value!r}.")
-        if self.iterations is not None and (not self.iterations or min(self.iterations) < 0):
-            raise SettingsError(f"Iterations per level must be whole numbers of at least 0, not {self.iterations}.")
+        levels, counts = self.levels_mm, self.iterations
+        if levels is not None and not (levels and all(0 < level < math.inf for level in levels)):
+            raise SettingsError(f"Levels must be voxel sizes greater than 0 mm, not {levels}.")
+        if counts is not None and not (counts and all(_whole(count, 0) for count in counts)):
+            raise SettingsError(f"Iterations per level must be whole numbers of at least 0, not {counts}.")
 
     def with_changes(self, **changes: Any) -> Settings:
         """A copy with some fields changed; raises SettingsError for bad values."""
         return dataclasses.replace(self, **changes)
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 @dataclass(frozen=True)
@@ -96,6 +116,7 @@ class Preset:
     similarity: str
     levels_mm: tuple[float, ...]
     iterations: Mapping[str, tuple[int, ...]]
+    dense_iterations: Mapping[str, int]
     window_vox: float = 5.0
     update_sigma: float = 1.7
     velocity_sigma: float = 0.4
@@ -104,26 +125,31 @@ class Preset:
     intensity_window: tuple[float, float] | None = None
 
 
-_BRAIN = {"fast": (40, 40, 15, 0), "balanced": (60, 60, 20, 15), "accurate": (100, 100, 40, 40)}
-_BODY = {"fast": (40, 30, 0), "balanced": (60, 60, 30), "accurate": (100, 100, 60)}
+_BRAIN = {"fast": (30, 30, 12, 6), "balanced": (30, 30, 30, 0), "accurate": (40, 40, 40, 10)}
+_BRAIN_DENSE = {"fast": 0, "balanced": 4, "accurate": 12}
+_BODY = {"fast": (40, 10), "balanced": (60, 30), "accurate": (100, 60)}
+_MULTI = {"fast": (30, 30, 0), "balanced": (60, 60, 30), "accurate": (100, 100, 60)}
+_MULTI_DENSE = {"fast": 0, "balanced": 0, "accurate": 0}
+_BODY_DENSE = {"fast": 0, "balanced": 0, "accurate": 6}
 
 PRESETS: dict[str, Preset] = {
     "general": Preset(
-        "General", "Any two images of one modality.", "lncc-squared", (8.0, 4.0, 2.0, 1.0), _BRAIN
+        "General", "Any two images of one modality.", "lncc-squared", (8.0, 4.0, 2.0, 1.0), _BRAIN, _BRAIN_DENSE
     ),
     "brain-mr": Preset(
-        "Brain MR", "Brains of one MR contrast, with or without skull.", "lncc-squared", (8.0, 4.0, 2.0, 1.0), _BRAIN
+        "Brain MR", "Brains of one MR contrast, with or without skull.",
+        "lncc-squared", (8.0, 4.0, 2.0, 1.0), _BRAIN, _BRAIN_DENSE,
     ),
     "lung-ct": Preset(
-        "Lung CT", "Breathing states or visits, chest CT.", "lncc", (8.0, 4.0, 2.0), _BODY,
+        "Lung CT", "Breathing states or visits, chest CT.", "lncc", (4.0, 2.0), _BODY, _BODY_DENSE,
         large_displacement=True, working_spacing_mm=1.5, intensity_window=(-1100.0, 600.0),
     ),
     "abdomen": Preset(
-        "Abdomen", "Liver and abdomen, CT or MR, one modality.", "lncc", (8.0, 4.0, 2.0), _BODY,
+        "Abdomen", "Liver and abdomen, CT or MR, one modality.", "lncc", (4.0, 2.0), _BODY, _BODY_DENSE,
         large_displacement=True, working_spacing_mm=1.5,
     ),
     "multimodal": Preset(
-        "Multi-modal", "Different contrasts or scanners: T1/T2, CT/MR, MR/ultrasound.", "mind", (8.0, 4.0, 2.0), _BODY,
-        working_spacing_mm=1.5,
+        "Multi-modal", "Different contrasts or scanners: T1/T2, CT/MR, MR/ultrasound.",
+        "mind", (8.0, 4.0, 2.0), _MULTI, _MULTI_DENSE, working_spacing_mm=1.5,
     ),
-}
+}  # fmt: skip

@@ -128,6 +128,29 @@ def fake_result(
     return FakeResult(transform, inverse, moved, None, initial, report)
 
 
+def evaluated_run(
+    grid: Grid, evaluated: bool = True
+) -> tuple[Volume, Volume, Correspondence | None, FakeResult]:
+    """Fixed, moving, what to evaluate, and the result of the registration that is known."""
+    fixed = blobs(grid, "fixed <one>")
+    transform, _, _ = transforms(grid)
+    moving, evaluation = pair_of(fixed, transform), None
+    if evaluated:
+        labels = labels_of(fixed)
+        points = grid.world_from_index(np.array([[5.0, 6, 7], [9, 10, 11], [12, 8, 15]]))
+        evaluation = Correspondence(
+            labels, pair_of(labels, transform), points, transform.map_points(points) + np.array([0, 3, 4])
+        )
+    return fixed, moving, evaluation, fake_result(fixed, moving, evaluation)
+
+
+def folded_transform(grid: Grid) -> DisplacementTransform:
+    u_mm = torch.zeros(1, 3, *grid.shape)
+    step = torch.tensor(grid.world_from_voxel[:3, 0].tolist())
+    u_mm[0, :, 4, 5, 6] = 1.5 * step  # this voxel overtakes its neighbour along the first axis
+    return DisplacementTransform(grid, u_mm)
+
+
 def _points(grid: Grid) -> Any:
     index = np.stack(np.meshgrid(*[np.arange(n, dtype=float) for n in grid.shape], indexing="ij"), -1)
     return grid.world_from_index(index.reshape(-1, grid.dim))

@@ -164,6 +164,12 @@ def _details(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--iterations", type=_whole_numbers, metavar="A,B,..", help="per level, coarse to fine"
     )
+    group.add_argument(
+        "--dense-iterations",
+        type=int,
+        metavar="N",
+        help="last steps at the finest level with a velocity of its own for every voxel",
+    )
     group.add_argument("--levels", type=_numbers, metavar="A,B,..", help="voxel size of every level, mm")
     group.add_argument("--working-spacing-mm", type=float, metavar="MM", help="finest voxel size worked on")
     group.add_argument(
@@ -172,9 +178,9 @@ def _details(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--taper-mm",
         type=float,
-        default=0.0,
         metavar="MM",
-        help="let the deformation fade to zero at the border",
+        help="width of the ring around the fixed image over which the deformation fades to zero "
+        "(default: as wide as the motion at the border needs)",
     )
     group.add_argument(
         "--interpolation", default="linear", help=f"{', '.join(INTERPOLATIONS)}, for moved.nii.gz"

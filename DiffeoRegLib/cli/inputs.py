@@ -15,7 +15,8 @@ from DiffeoRegLib.volumes.pair import Correspondence, Masks
 from DiffeoRegLib.volumes.volume import Volume
 
 SAME_NAME = (
-    "method", "preset", "effort", "similarity", "steps", "iterations", "working_spacing_mm", "padding_mm",
+    "method", "preset", "effort", "similarity", "steps", "iterations", "dense_iterations",
+    "working_spacing_mm", "padding_mm",
     "taper_mm", "interpolation", "device", "threads", "memory_limit_gb", "seed",
 )  # fmt: skip
 

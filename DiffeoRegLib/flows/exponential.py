@@ -15,6 +15,8 @@ from DiffeoRegLib.space.sample import warp
 Squarings = int | Literal["auto"]
 
 LARGEST_FIRST_STEP_VOX = 0.5
+LARGEST_MIDPOINT_STEP_VOX = 1.0
+"""With a first step of order 2 the same accuracy is reached from a longer one."""
 FEWEST_AUTO_SQUARINGS = 4
 MOST_SQUARINGS = 20
 
@@ -77,3 +79,23 @@ def exp_time_varying(
         step = exp(velocities_vox[index : index + 1] * scale, squarings, first_step=first_step)
         u_vox = step if position == 0 else compose(step, u_vox)
     return u_vox
+
+
+def midpoint_squarings(
+    velocity_vox: Tensor, largest_vox: float = LARGEST_MIDPOINT_STEP_VOX, fewest: int = 2
+) -> int:
+    """Fewest squarings that keep a first step of order 2 below a length, voxels.
+
+    Raises InputError for a velocity that is not finite.
+    """
+    largest = float(velocity_vox.detach().abs().amax()) if velocity_vox.numel() else 0.0
+    if not math.isfinite(largest):
+        raise InputError("The velocity field contains NaN or infinite values.")
+    if largest <= largest_vox:
+        return fewest
+    return min(max(fewest, math.ceil(math.log2(largest / largest_vox))), MOST_SQUARINGS)
+
+
+def midpoint_exp(velocity_vox: Tensor) -> Tensor:
+    """Flow of a stationary velocity with as few squarings as a first step of order 2 allows; see `exp`."""
+    return exp(velocity_vox, midpoint_squarings(velocity_vox), first_step=2)

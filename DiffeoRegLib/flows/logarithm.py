@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from DiffeoRegLib.errors import InputError, ShapeError
-from DiffeoRegLib.flows.exponential import exp
+from DiffeoRegLib.flows.exponential import exp, midpoint_exp
 from DiffeoRegLib.space.field import require_field
 from DiffeoRegLib.space.filters import gaussian_smooth
 from DiffeoRegLib.space.jacobian import minimum_corner_determinant
@@ -55,7 +55,7 @@ def logarithm(
     backward_vox: Tensor,
     start_vox: Tensor | None = None,
     *,
-    iterations: int = 12,
+    iterations: int = 6,
     sigma_vox: float = 0.7,
     least_determinant: float = 0.05,
 ) -> Logarithm:
@@ -92,30 +92,47 @@ def unfold(velocity_vox: Tensor, least_determinant: float = 0.05) -> tuple[Tenso
     each round blends the smoothed velocity in around the bad cells, farther out from round to round, and
     after FOLD_ROUNDS rounds the whole velocity is halved until no cell is bad.
     """
-    for number in range(FOLD_ROUNDS):
-        bad = _bad_cells(velocity_vox, least_determinant)
-        if not bool(bad.any()):
-            return velocity_vox, number
-        reach = 1.5 + 0.25 * number
-        blend = (
-            gaussian_smooth(bad.to(velocity_vox.dtype), reach) * (8 * reach ** (velocity_vox.dim() - 2))
-        ).clamp(max=1)
-        smooth = gaussian_smooth(velocity_vox, FOLD_SIGMA_VOX + 0.1 * number)
-        velocity_vox = velocity_vox + blend * (smooth - velocity_vox)
-    rounds = FOLD_ROUNDS
-    while bool(_bad_cells(velocity_vox, least_determinant).any()):
-        velocity_vox = 0.5 * velocity_vox  # ends: the flow of a vanishing velocity has determinant 1
-        rounds += 1
+    rounds, clean, sign = 0, 0, 1.0
+    while clean < 2:  # both directions, one after the other, with nothing changed between
+        bad = _bad_cells(midpoint_exp(sign * velocity_vox), least_determinant)
+        if bool(bad.any()):
+            velocity_vox, rounds, clean = _smoothed(velocity_vox, bad, rounds), rounds + 1, 0
+        else:
+            clean, sign = clean + 1, -sign
     return velocity_vox, rounds
 
 
-def _bad_cells(velocity_vox: Tensor, least_determinant: float) -> Tensor:
-    """Voxels that are a corner of a bad cell, (1, 1, *spatial), for both directions of the flow."""
-    bad = torch.zeros_like(velocity_vox[:, :1], dtype=torch.bool)
-    for sign in (1.0, -1.0):
-        cells = ~(minimum_corner_determinant(exp(sign * velocity_vox, "auto")) >= least_determinant)
-        for axis in range(2, bad.dim()):
-            edge = torch.zeros_like(cells.narrow(axis, 0, 1))
-            cells = torch.cat([cells, edge], axis) | torch.cat([edge, cells], axis)
-        bad |= cells
+@torch.no_grad()
+def flow_without_folds(velocity_vox: Tensor, least_determinant: float) -> tuple[Tensor, Tensor, int]:
+    """Velocity, its flow and the rounds of `unfold` it took, looking at the forward flow only.
+
+    velocity_vox: (1, d, *spatial).  The flow is a field whose corner determinants are all at least
+    `least_determinant`.
+    """
+    rounds = 0
+    while True:
+        u_vox = midpoint_exp(velocity_vox)
+        bad = _bad_cells(u_vox, least_determinant)
+        if not bool(bad.any()):
+            return velocity_vox, u_vox, rounds
+        velocity_vox, rounds = _smoothed(velocity_vox, bad, rounds), rounds + 1
+
+
+def _smoothed(velocity_vox: Tensor, bad: Tensor, number: int) -> Tensor:
+    """One round: smoothed around the bad voxels; from round FOLD_ROUNDS on, halved as a whole."""
+    if number >= FOLD_ROUNDS:
+        return 0.5 * velocity_vox  # ends: the flow of a vanishing velocity has determinant 1
+    reach = 1.5 + 0.25 * number
+    strength = 8 * reach ** (velocity_vox.dim() - 2)
+    blend = (gaussian_smooth(bad.to(velocity_vox.dtype), reach) * strength).clamp(max=1)
+    smooth = gaussian_smooth(velocity_vox, FOLD_SIGMA_VOX + 0.1 * number)
+    return velocity_vox + blend * (smooth - velocity_vox)
+
+
+def _bad_cells(u_vox: Tensor, least_determinant: float) -> Tensor:
+    """Voxels that are a corner of a bad cell of a field, (1, 1, *spatial)."""
+    bad = ~(minimum_corner_determinant(u_vox) >= least_determinant)
+    for axis in range(2, bad.dim()):
+        edge = torch.zeros_like(bad.narrow(axis, 0, 1))
+        bad = torch.cat([bad, edge], axis) | torch.cat([edge, bad], axis)
     return bad

@@ -1,4 +1,4 @@
-"""Dissimilarity of two feature images at every voxel for every displacement of a small cube: a cost volume."""
+"""Dissimilarity of two feature images at every voxel for every displacement of a cube: a cost volume."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def cost_volume(
 def _unrelated_cost(
     fixed: Tensor, moving: Tensor, fixed_mask: Tensor | None, moving_mask: Tensor | None
 ) -> float:
-    """Expected cost of two features drawn independently from the images: variances plus squared mean difference."""
+    """Expected cost of features drawn independently: both variances plus the squared mean difference."""
     means, spread = [], 0.0
     for features, mask in ((fixed, fixed_mask), (moving, moving_mask)):
         weight = torch.ones_like(features[:, :1]) if mask is None else mask_like(mask, features)

@@ -24,14 +24,16 @@ FLAT_VARIANCE = 1e-5
 
 @dataclass(frozen=True, eq=False)
 class Forces:
-    """value: the similarity, lower is better. by_fixed, by_moving: its derivative by each image's values.
+    """A similarity and its derivatives.
 
-    Derivatives are (C, P, *coarse) and defined up to one common positive factor.
+    value: lower is better.  by_fixed, by_moving: `factor` times its derivative by each image, (C, P, *coarse)
+    factor: number of windows, half the sum of weights, or 1; steps are scaled by their longest vector anyway.
     """
 
     value: float
     by_fixed: Tensor
     by_moving: Tensor
+    factor: float
 
 
 Similarity = Callable[[Tensor, Tensor, Tensor], Forces]
@@ -44,7 +46,8 @@ def local_correlation(radii: Sequence[int], *, squared: bool) -> Similarity:
     With A = sum (F - mean F)(M - mean M), B and C the sums of squares, a window adds A^2/(BC) or A/sqrt(BC);
     its derivative by M is s ((F - mean F) - A/C (M - mean M)), s = 2A/(BC) or 1/sqrt(BC). Summing s, s A/C
     and their products with the means over the windows that hold a voxel gives the exact derivative there.
-    Windows that are flat in either image are left out of the mean.
+    Windows that are flat in either image are left out of the mean; FLAT_VARIANCE also damps B and C. A weight
+    cuts the windows, and a window counts if the weight of its centre is positive.
     Source: Avants et al., Med Image Anal 2008 (local correlation); the block-wise form is ours.
     """
 
@@ -66,7 +69,8 @@ def local_correlation(radii: Sequence[int], *, squared: bool) -> Similarity:
         flat = count * FLAT_VARIANCE
         fixed_energy = (fixed_energy - fixed_sum * fixed_mean).clamp_(min=0)
         moving_energy = (moving_energy - moving_sum * moving_mean).clamp_(min=0)
-        product = product - fixed_sum * moving_mean
+        # a product of both means, not of a mean and a sum: the same bits when the images are swapped
+        product = product.addcmul_(fixed_mean * moving_mean, count, value=-1)
         counts = ((fixed_energy > flat) & (moving_energy > flat) & (weight > 0)).to(fixed.dtype)
         fixed_energy, moving_energy = fixed_energy + flat, moving_energy + flat
         if squared:
@@ -76,7 +80,8 @@ def local_correlation(radii: Sequence[int], *, squared: bool) -> Similarity:
         else:
             scale = torch.rsqrt(fixed_energy * moving_energy)
             correlation = scale * product
-        value = 1 - float((correlation * counts).sum() / counts.sum().clamp(min=1))
+        windows = max(float(counts.sum()), 1.0)
+        value = 1 - float((correlation * counts).sum()) / windows
         scale = scale * counts
         to_fixed, to_moving = scale * product / fixed_energy, scale * product / moving_energy
         shares = torch.stack(
@@ -93,21 +98,29 @@ def local_correlation(radii: Sequence[int], *, squared: bool) -> Similarity:
         by_fixed.addcmul_(shares[0].expand_as(moving), moving, value=-1).sub_(shares[2])
         by_moving = shares[3] * moving
         by_moving.addcmul_(shares[0].expand_as(fixed), fixed, value=-1).sub_(shares[4])
-        return Forces(value, by_fixed, by_moving)
+        return Forces(value, by_fixed, by_moving, windows)
 
     return forces
 
 
 def multi_kernel_correlation(radii: Sequence[Sequence[int]], shares: Sequence[float]) -> Similarity:
-    """Weighted sum of squared local correlations with several window sizes (RDMM paper, mk-LNCC)."""
-    parts = [(share, local_correlation(radius, squared=True)) for radius, share in zip(radii, shares, strict=True)]
+    """Weighted sum of squared local correlations with windows of several sizes.
+
+    Source: Shen et al., RDMM, NeurIPS 2019 (weights); here every block is the centre of one window per size.
+    """
+    parts = [
+        (share, local_correlation(radius, squared=True)) for radius, share in zip(radii, shares, strict=True)
+    ]
 
     def forces(fixed: Tensor, moving: Tensor, weight: Tensor) -> Forces:
         results = [(share, part(fixed, moving, weight)) for share, part in parts]
+        factor = max(r.factor for _, r in results)
+        scaled = [(share * factor / r.factor, r) for share, r in results]
         return Forces(
             sum(share * r.value for share, r in results),
-            torch.stack([share * r.by_fixed for share, r in results]).sum(0),
-            torch.stack([share * r.by_moving for share, r in results]).sum(0),
+            torch.stack([scale * r.by_fixed for scale, r in scaled]).sum(0),
+            torch.stack([scale * r.by_moving for scale, r in scaled]).sum(0),
+            factor,
         )
 
     return forces
@@ -117,9 +130,8 @@ def squared_difference(fixed: Tensor, moving: Tensor, weight: Tensor) -> Forces:
     """Mean squared difference over channels and voxels by weight; also for features such as MIND."""
     difference = moving - fixed
     weighted = difference * weight
-    total = float(weight.sum()) * fixed.shape[0] * fixed.shape[1]
-    value = float((weighted * difference).sum()) / max(total, 1e-12)
-    return Forces(value, -weighted, weighted)
+    total = max(float(weight.sum()) * fixed.shape[0] * fixed.shape[1], 1e-12)
+    return Forces(float((weighted * difference).sum()) / total, -weighted, weighted, total / 2)
 
 
 def mutual_information(fixed: Tensor, moving: Tensor, weight: Tensor) -> Forces:
@@ -131,7 +143,9 @@ def mutual_information(fixed: Tensor, moving: Tensor, weight: Tensor) -> Forces:
         mask = weight.expand(fixed.shape[1], *weight.shape).reshape(spatial)
         value = nmi(first, second, mask=mask, fixed_range=(0.0, 1.0), warped_range=(0.0, 1.0))
         by_first, by_second = torch.autograd.grad(value, (first, second))
-    return Forces(float(value), by_first.view_as(fixed), by_second.view_as(moving))
+    if torch.equal(fixed, moving):
+        by_second = by_first  # else their difference, mere rounding, would be scaled up to a whole step
+    return Forces(float(value.detach()), by_first.view_as(fixed), by_second.view_as(moving), 1.0)
 
 
 def similarity_forces(name: str, radii: Sequence[int]) -> Similarity:
@@ -143,7 +157,7 @@ def similarity_forces(name: str, radii: Sequence[int]) -> Similarity:
     if name in ("lncc", "lncc-squared"):
         return local_correlation(radii, squared=name == "lncc-squared")
     if name == "mk-lncc":
-        return multi_kernel_correlation([radii, [2 * r for r in radii], [4 * r for r in radii]], [0.1, 0.3, 0.6])
+        return multi_kernel_correlation([[k * r for r in radii] for k in (1, 2, 4)], [0.1, 0.3, 0.6])
     if name == "nmi":
         return mutual_information
     if name in ("mse", "mind"):

@@ -24,17 +24,22 @@ class LabelPull:
     """Mean soft Dice between label maps of both images and its force on the flow.
 
     fixed_labels, moving_labels: (1, 1, *working) whole numbers; strides: of the level's velocity grid.
-    Only labels present in both are used.
+    Only labels present in both are used. `dice` is their mean at the last call of `force`, 1 without any.
     """
 
     def __init__(self, fixed_labels: Tensor, moving_labels: Tensor, strides: tuple[int, ...]) -> None:
         values = sorted(set(labels_in(fixed_labels)) & set(labels_in(moving_labels)))
+        self.dice = 1.0
         self.fixed = label_shares(fixed_labels, values, strides) if values else None
         self.moving = label_shares(moving_labels, values, strides) if values else None
 
     def force(self, to_moving: Tensor, to_fixed: Tensor) -> Tensor:
-        """Ascent direction (d, *coarse) of the mean Dice for half-way displacements (d, *coarse), coarse voxels."""
+        """Steepest rise (d, *coarse) of the sum of the Dices by a step of the flow in half-way space.
+
+        to_moving, to_fixed: half-way displacements (d, *coarse), coarse voxels.
+        """
         total = torch.zeros_like(to_moving)
+        dices: list[Tensor] = []
         if self.fixed is None or self.moving is None:
             return total
         shape = to_moving.shape[1:]
@@ -45,8 +50,10 @@ class LabelPull:
             axes = tuple(range(1, f.dim()))
             both = 2 * (f * m).sum(axes, keepdim=True)
             mass = (f * f + m * m).sum(axes, keepdim=True) + EPSILON
+            dices.append((both / mass).flatten())
             total += blocks.slope((2 * f - 2 * both / mass * m) / mass, m)
             total -= blocks.slope((2 * m - 2 * both / mass * f) / mass, f)
+        self.dice = float(torch.cat(dices).mean())
         return total
 
 
@@ -71,5 +78,3 @@ def landmark_force(velocity_flow: tuple[Tensor, Tensor], points: tuple[Tensor, T
     for number in range(index.shape[1]):
         force[(slice(None), *index[:, number].tolist())] += gap[:, number]
     return force
-
-

@@ -8,7 +8,6 @@ impossible (the determinant is positive by construction).
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +17,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from DiffeoRegLib.errors import NoOverlapError
-from DiffeoRegLib.methods.affine_frames import Frames, centers_mm, make_frames
+from DiffeoRegLib.methods.affine_frames import Frames, angle_degrees, centers_mm, make_frames
 from DiffeoRegLib.methods.affine_problem import Level, loss, make_level, make_side, rotation_set
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.grid import Grid, Matrix
@@ -35,8 +34,8 @@ REFINED = (16, 4, 3)
 """Rotated candidates tried with a few steps, then optimised at the coarse level, then at the middle one."""
 STRAIN_PRIOR = 0.02
 """Weight of the squared log-scales and shears."""
-SINGLE_CONTRAST = ("brain-mr", "lung-ct")
-"""Presets whose two images have one contrast."""
+CONFIRMED = 0.97
+"""Share of the best mutual information that the best correlation must reach to be believed."""
 LEAST_SHARED_PERCENT = 5.0
 """Below this overlap an alignment is refused."""
 
@@ -203,17 +202,17 @@ def _search(
     starts = _plain_starts(levels[0], frames, centers, initial)
     rotated = [] if initial is not None else _rotated_starts(levels[0], frames, centers)
     best = _best_rigid(levels, [*starts, *rotated[: REFINED[0]]], frames)
-    metric = str(settings.extras.get("affine_metric", _final_metric(settings)))
-    found = best
-    for level in levels if settings.init != "rigid" else levels[2:]:
-        found = _refined(level, found, frames, settings.init != "rigid", metric, 60)
+    found = _followed_down(levels, best, frames, settings, "nmi")
+    if settings.preset != "multimodal" and settings.similarity not in ("nmi", "mind"):
+        other = _followed_down(levels, best, frames, settings, "ncc")
+        found = _single_contrast(levels[2], found, other)
     return _better_of(levels[2], starts, found, frames, settings, said)
 
 
 def _plain_starts(
     level: Level, frames: Frames, centers: dict[str, NDArray[np.float64]], initial: Matrix | None
 ) -> list[Candidate]:
-    """The starts that are always followed up: the given one, or headers, centres of mass and of view."""
+    """Starts that are always followed up: the given one, or headers, centres of mass and of view."""
     if initial is not None:
         linear, shift = frames.parts(np.asarray(initial, dtype=np.float64))
         return _judged(level, linear[None], shift[None], "nmi")
@@ -245,15 +244,31 @@ def _best_rigid(levels: list[Level], starts: list[Candidate], frames: Frames) ->
     return min((_refined(levels[1], c, frames, False, "nmi", 30) for c in chosen), key=_loss)
 
 
-def _final_metric(settings: Settings) -> str:
-    """Correlation where the preset promises one contrast on one scale, else mutual information.
+def _judged_again(level: Level, candidates: list[Candidate]) -> list[Candidate]:
+    """The same candidates with their mutual information at another level."""
+    linear = np.stack([c.linear for c in candidates])
+    return _judged(level, linear, np.stack([c.shift_mm for c in candidates]), "nmi")
 
-    Correlation places a little more label overlap on brains (see the benchmark) but means nothing across
-    contrasts, and "general" may be T1 and FLAIR.
+
+def _followed_down(
+    levels: list[Level], start: Candidate, frames: Frames, settings: Settings, metric: str
+) -> Candidate:
+    """The optimum at the finest level: affine through all levels, rigid at the last one only."""
+    affine = settings.init != "rigid"
+    found = start
+    for level in levels if affine else levels[2:]:
+        found = _refined(level, found, frames, affine, metric, 60)
+    return found
+
+
+def _single_contrast(level: Level, by_information: Candidate, by_correlation: Candidate) -> Candidate:
+    """The map found by correlation if mutual information confirms it, else the one by mutual information.
+
+    Correlation places more label overlap on brains of one contrast (see the benchmark) but can be far off
+    across contrasts, which costs mutual information.
     """
-    if settings.preset in SINGLE_CONTRAST and settings.similarity not in ("nmi", "mind"):
-        return "ncc"
-    return "nmi"
+    judged = _judged_again(level, [by_information, by_correlation])
+    return judged[1] if judged[1].loss <= CONFIRMED * judged[0].loss else judged[0]
 
 
 def _better_of(
@@ -265,8 +280,7 @@ def _better_of(
     said: list[str],
 ) -> Matrix:
     """The found map, unless a plain start (headers, centres, given) is more similar at the finest level."""
-    every = [found, *starts]
-    judged = _judged(level, np.stack([c.linear for c in every]), np.stack([c.shift_mm for c in every]), "nmi")
+    judged = _judged_again(level, [found, *starts])
     best = min(judged, key=_loss)
     kind = "rigid" if settings.init == "rigid" else "affine"
     if best is not judged[0]:
@@ -276,20 +290,11 @@ def _better_of(
         )
         return frames.matrix(best.linear, best.shift_mm)
     said.append(
-        f"Initial alignment: {kind}, rotation {_angle_degrees(found.linear):.1f} degrees, volume ratio "
+        f"Initial alignment: {kind}, rotation {angle_degrees(found.linear):.1f} degrees, volume ratio "
         f"{abs(np.linalg.det(found.linear)):.3f}, normalised mutual information {-judged[1].loss:.3f} -> "
         f"{-judged[0].loss:.3f}."
     )
     return frames.matrix(found.linear, found.shift_mm)
-
-
-def _angle_degrees(linear: NDArray[np.float64]) -> float:
-    """Angle of the rotation nearest to a linear map, degrees."""
-    left, _, right = np.linalg.svd(linear)
-    rotation = left @ right
-    if len(linear) == 2:
-        return abs(math.degrees(math.atan2(rotation[1, 0], rotation[0, 0])))
-    return math.degrees(math.acos(min(1.0, max(-1.0, (float(np.trace(rotation)) - 1.0) / 2.0))))
 
 
 def _distinct(candidates: list[Candidate], distance_mm: float) -> list[Candidate]:

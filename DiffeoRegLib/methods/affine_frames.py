@@ -101,3 +101,12 @@ def centers_mm(fixed: Side, moving: Side, frames: Frames) -> dict[str, NDArray[n
         in_moving = np.linalg.inv(frames.world_from_moving) @ np.append(m, 1.0)
         found[name] = (in_moving - in_fixed)[: frames.dim]
     return found
+
+
+def angle_degrees(linear: NDArray[np.float64]) -> float:
+    """Angle of the rotation nearest to a linear map, degrees."""
+    left, _, right = np.linalg.svd(linear)
+    rotation = left @ right
+    if len(linear) == 2:
+        return abs(math.degrees(math.atan2(rotation[1, 0], rotation[0, 0])))
+    return math.degrees(math.acos(min(1.0, max(-1.0, (float(np.trace(rotation)) - 1.0) / 2.0))))

@@ -50,3 +50,7 @@ class Method(Protocol):
     def refine(self, motion: Motion, pair: Pair, settings: Settings, report: Report) -> Motion:
         """Instance optimisation starting from `motion`; zero iterations return it unchanged."""
         ...
+
+    def sources(self, settings: Settings) -> list[str]:
+        """Citations, beyond the card's, of what a run with these settings uses."""
+        ...

@@ -1,4 +1,4 @@
-"""Smooth displacements from a cost volume, by alternating a choice per voxel with smoothing of the choices."""
+"""Smooth displacements from a cost volume: a choice per voxel and smoothing of the choices take turns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COUPLINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 LEANING = 1e-4
 """Coupling to no motion in the first round: voxels without an opinion stay where they are."""
 WEIGHT_FLOOR = 1e-3
-ENTRIES_PER_CHUNK = 4_000_000
+ENTRIES_PER_CHUNK = 1_000_000
 
 
 @torch.no_grad()
@@ -34,15 +34,15 @@ def coupled_convex(
     Alternates d(x) = argmin cost(x, d) + c |d - u(x)|^2 over the offsets, for a coupling c = stiffness times
     each of `couplings`, with u = `passes` box means of d over 2 radius_vox + 1 voxels; each half is solved
     globally.
-    aspect: length of a voxel step along each axis, in one unit, so that the coupling is physical; None = cubes.
-    mask: (1, 1, *spatial) weights in 0..1 of the means; voxels of weight 0 take over their neighbours' motion.
+    aspect: length of a voxel step along each axis, so that the coupling is physical; None = cubes.
+    mask: (1, 1, *spatial) weights in 0..1; voxels of weight 0 take over their neighbours' motion.
     Source: Heinrich, Papiez, Schnabel and Handels, Non-parametric discrete registration with convex
     optimisation, WBIR 2014; Siebert, Grossbroehmer, Hansen and Heinrich, ConvexAdam, 2021.
     """
     shape = volume.costs.shape[1:]
-    costs = volume.costs.flatten(1)
+    costs = volume.costs.flatten(1).T.contiguous()  # a voxel's costs side by side: twice as fast to search
     u_vox = costs.new_zeros((1, len(shape), *shape), dtype=volume.offsets.dtype)
-    squared = volume.offsets.new_ones(len(shape)) if aspect is None else volume.offsets.new_tensor(aspect).square()
+    squared = volume.offsets.new_tensor([1.0] * len(shape) if aspect is None else list(aspect)).square()
     for coupling in (LEANING, *couplings):
         chosen = _choose(costs, volume.offsets, u_vox.flatten(2)[0], coupling * stiffness * squared)
         u_vox = chosen.view(1, -1, *shape)
@@ -52,16 +52,19 @@ def coupled_convex(
 
 
 def _choose(costs: Tensor, offsets: Tensor, near: Tensor, coupling: Tensor) -> Tensor:
-    """Cheapest offset of every voxel, (d, voxels), when distance from `near` (d, voxels) costs `coupling` (d,) too."""
-    lengths = (coupling * offsets.square()).sum(1, keepdim=True)
-    pull = -2.0 * coupling * offsets
+    """Cheapest offset of every voxel, (d, voxels); distance from `near` (d, voxels) costs `coupling` (d,).
+
+    costs: (voxels, n).  offsets: (n, d).
+    """
+    lengths = (coupling * offsets.square()).sum(1)
+    pull = (-2.0 * coupling * offsets).T
     chosen = torch.empty_like(near)
     size = max(1, ENTRIES_PER_CHUNK // len(offsets))
-    for start in range(0, costs.shape[1], size):
+    for start in range(0, len(costs), size):
         part = slice(start, start + size)
-        total = torch.addmm(lengths, pull, near[:, part])
-        total += costs[:, part]
-        chosen[:, part] = offsets[total.argmin(0)].T
+        total = torch.addmm(lengths, near[:, part].T, pull)
+        total += costs[part]
+        chosen[:, part] = offsets[total.argmin(1)].T
     return chosen
 
 

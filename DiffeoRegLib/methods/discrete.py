@@ -3,12 +3,12 @@
 Breathing moves a lung base or a liver dome by 20-50 mm, farther than any gradient sees. Each stage compares
 MIND-SSC features of both images for every displacement of a small cube, makes the choices smooth (coupled
 convex optimisation), does the same from moving to fixed, draws both towards each other's inverse, and fits a
-stationary velocity to both. The next stage looks, on a finer grid, only around what the flow already explains:
-both images are carried half-way, so no stage prefers one of them.
+stationary velocity to both. The next stage looks, on a finer grid, only around what the flow already
+explains: both images are carried half-way, so no stage prefers one of them.
 
-Sources: Heinrich, Papiez, Schnabel, Handels, Non-parametric discrete registration with convex optimisation,
-WBIR 2014; Siebert, Grossbroehmer, Hansen, Heinrich, Fast 3D registration with accurate optimisation and little
-learning for Learn2Reg 2021 (ConvexAdam); Arsigny et al., MICCAI 2006 (stationary velocities).
+Sources: Heinrich, Papiez, Schnabel, Handels, Non-parametric discrete registration with convex
+optimisation, WBIR 2014; Siebert, Grossbroehmer, Hansen, Heinrich, Fast 3D registration with accurate
+optimisation and little learning for Learn2Reg 2021 (ConvexAdam); Arsigny et al., MICCAI 2006.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Stage:
 
     grid_mm: float
     radius_mm: float
-    stiffness: float = 0.05
+    stiffness: float = 0.02
     smoothing_vox: int = 1
 
     def __post_init__(self) -> None:
@@ -66,7 +66,7 @@ class Start:
     """What the search found.
 
     motion: stationary velocity on the grid of the last stage.
-    residual_mean_mm, residual_max_mm: what the diffeomorphism does not follow of the last stage's displacements.
+    residual_mean_mm, residual_max_mm: distance of the diffeomorphism from the displacements it was made from.
     largest_mm: longest displacement of the flow, in the fixed mask where there is one.
     """
 
@@ -102,7 +102,8 @@ def search(pair: Pair, stages: Sequence[Stage], report: Report) -> Start:
     grid = search_grid(pair.grid, stages[0].grid_mm)
     velocity = pair.fixed.new_zeros((1, grid.dim, *grid.shape))
     for number, stage in enumerate(stages):
-        report(Progress("large displacement", number / len(stages), f"Searching on a {stage.grid_mm:g} mm grid"))
+        message = f"Searching on a {stage.grid_mm:g} mm grid"
+        report(Progress("large displacement", number / len(stages), message))
         finer = search_grid(pair.grid, stage.grid_mm)
         velocity, grid = change_grid(velocity, grid, finer), finer
         found = _stage(pair, stage, velocity, grid)
@@ -142,7 +143,8 @@ def _stage(pair: Pair, stage: Stage, velocity: Tensor, grid: Grid) -> Logarithm:
     fixed, fixed_mask = _features(pair.fixed, pair.fixed_mask, pair.grid, -0.5 * velocity, grid)
     moving, moving_mask = _features(pair.moving, pair.moving_mask, pair.grid, 0.5 * velocity, grid)
     sides = ((fixed, moving, fixed_mask, moving_mask), (moving, fixed, moving_mask, fixed_mask))
-    forward, backward = make_consistent(*(_displacement(*side, radius, stage, grid) for side in sides))
+    forward, backward = (_displacement(*side, radius, stage, grid) for side in sides)
+    forward, backward = make_consistent(forward, backward)
     ahead, back = exp(0.5 * velocity, "auto"), exp(-0.5 * velocity, "auto")
     return logarithm(
         compose(ahead, compose(forward, ahead)),
@@ -160,7 +162,8 @@ def _features(
     """
     twice = (2,) * grid.dim
     half = grid.refined(twice)
-    strides = [max(1, math.floor(h / s + 0.25)) for h, s in zip(half.spacing, image_grid.spacing, strict=True)]
+    ratios = [h / s for h, s in zip(half.spacing, image_grid.spacing, strict=True)]
+    strides = [max(1, math.floor(ratio + 0.25)) for ratio in ratios]
     source = image_grid.coarsened(strides)
     position = _positions(source, half, change_grid(exp(half_velocity, "auto"), grid, half))
     carried = sample(downsample_image(image, strides), position)
@@ -175,7 +178,8 @@ def _positions(target: Grid, source: Grid, u_vox: Tensor) -> Tensor:
     """Positions x + u(x), x the voxels of `source`, in voxels of `target`; (1, d, *source.shape)."""
     matrix = tensor_from_array(index_affine(target, source), u_vox.dtype, u_vox.device)
     moved = identity_vox(source.shape, u_vox.dtype, u_vox.device) + u_vox
-    return torch.einsum("ab,nb...->na...", matrix[:, :-1], moved) + matrix[:, -1].view(1, -1, *[1] * source.dim)
+    start = matrix[:, -1].view(1, -1, *[1] * source.dim)
+    return torch.einsum("ab,nb...->na...", matrix[:, :-1], moved) + start
 
 
 def _displacement(

@@ -4,27 +4,32 @@ Minimise  D(fixed o exp(-v/2), moving o exp(v/2))  over smooth stationary veloci
 images meet half-way, so neither is preferred; exp(v) maps fixed to moving points, exp(-v) is its inverse.
 Smoothness comes from smoothing each update (as a viscous fluid resists) and the velocity itself (as an
 elastic body does). The finest level compares the images voxel by voxel but moves a velocity known on every
-second voxel: the smoothed field loses nothing and costs an eighth.
+second voxel: the smoothed field loses little and costs an eighth. A few last, dense iterations may move
+every voxel.
 
 Sources: Arsigny et al., MICCAI 2006 (exponentials of stationary velocities); Avants et al., Med Image Anal
 2008 (symmetric correlation-driven registration); Vercauteren et al., MICCAI 2008 (updates of log-domain
-velocities). The second-order step and the block-wise correlation are ours, see `optimise` and `losses.forces`.
+velocities). The second-order step and the block-wise correlation are ours, see `optimise`, `losses.forces`.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 import torch
 
 from DiffeoRegLib.errors import SettingsError
 from DiffeoRegLib.flows.logarithm import unfold
 from DiffeoRegLib.methods.base import Motion, Pair, Progress, Report
-from DiffeoRegLib.methods.discrete import discrete_start
-from DiffeoRegLib.optimise import Level, Plan, block_sides, level_strides, optimise_level, velocity_grid
+from DiffeoRegLib.methods.discrete import CITATION, discrete_start
+from DiffeoRegLib.optimise import Level, Plan, layout, optimise_level
 from DiffeoRegLib.settings import PRESETS, Settings
 from DiffeoRegLib.space.field import change_grid
 from DiffeoRegLib.space.grid import Grid
 
 LEAST_DETERMINANT = 0.02
+COARSE_STEP, FINE_STEP, DENSE_STEP = 0.4, 0.5, 1.0
+"""Largest movement of an iteration, in steps of the velocity grid; chosen on the pairs of results.md."""
 
 
 class StationaryVelocity:
@@ -32,10 +37,9 @@ class StationaryVelocity:
 
     def predict(self, pair: Pair, settings: Settings, report: Report) -> Motion:
         """Rest, or the large-displacement search where preset or settings ask for it."""
-        wanted = settings.large_displacement
-        if PRESETS[settings.preset].large_displacement if wanted is None else wanted:
+        if searches(settings):
             return discrete_start(pair, settings, report)
-        grid = _grid_of(pair.grid, plans(settings, pair.grid)[0])
+        grid = layout(pair.grid, plans(settings, pair.grid)[0]).grid
         rest = torch.zeros((1, grid.dim, *grid.shape), dtype=pair.fixed.dtype, device=pair.fixed.device)
         return Motion(rest, grid)
 
@@ -52,20 +56,33 @@ class StationaryVelocity:
                 iteration: int, value: float, plan: Plan = plan, start: float = done, share: float = share
             ) -> None:
                 fraction = (start + share * (iteration + 1) / plan.iterations) / sum(effort)
-                message = f"{plan.level_mm:g} mm, step {iteration + 1} of {plan.iterations}: {plan.similarity} {value:.4f}"
-                report(Progress("optimise", fraction, message))
+                step = f"{plan.level_mm:g} mm, step {iteration + 1} of {plan.iterations}"
+                report(Progress("optimise", fraction, f"{step}: {plan.similarity} {value:.4f}"))
 
             velocity = optimise_level(velocity, level, plan, settings, tell)
-            velocity, _ = unfold(velocity, LEAST_DETERMINANT)
+            if plan is not levels[-1]:  # the last velocity is looked after when it is integrated
+                velocity, _ = unfold(velocity, LEAST_DETERMINANT)
             motion = Motion(velocity, level.grid)
             done += share
         return motion
+
+    def sources(self, settings: Settings) -> list[str]:
+        """The large-displacement search, where it is used."""
+        return [CITATION] if searches(settings) else []
+
+
+def searches(settings: Settings) -> bool:
+    """True if preset or settings ask for the large-displacement search."""
+    wanted = settings.large_displacement
+    return PRESETS[settings.preset].large_displacement if wanted is None else wanted
 
 
 def plans(settings: Settings, grid: Grid) -> list[Plan]:
     """One plan per level, coarse to fine, from settings, preset and effort.
 
-    Levels finer than the working grid are left out; the finest that remains takes over their iterations.
+    A preset's levels shrink together when the working grid is much finer than the finest of them (small
+    animals). Levels finer than the working grid are left out; the finest that remains takes over their
+    iterations.
     Raises SettingsError when levels and iterations do not match.
     """
     preset = PRESETS[settings.preset]
@@ -73,17 +90,18 @@ def plans(settings: Settings, grid: Grid) -> list[Plan]:
     counts = settings.iterations or preset.iterations[settings.effort]
     if len(levels) != len(counts):
         raise SettingsError(
-            f"{len(levels)} levels ({levels}) and {len(counts)} numbers of iterations ({counts}) do not match."
+            f"{len(levels)} levels {levels} and {len(counts)} numbers of iterations {counts} do not match."
         )
-    scale = min(grid.spacing) / min(levels) if min(grid.spacing) < 0.7 * min(levels) else 1.0
+    spacing = min(grid.spacing)
+    scale = spacing / min(levels) if settings.levels_mm is None and spacing < 0.7 * min(levels) else 1.0
     used = dict[float, int]()
     for level, count in zip(levels, counts, strict=True):
-        level_mm = max(level * scale, min(grid.spacing))
+        level_mm = max(level * scale, spacing)
         used[level_mm] = used.get(level_mm, 0) + count
     finest = min(used)
     similarity = settings.similarity or preset.similarity
     update, velocity = settings.update_sigma or preset.update_sigma, settings.velocity_sigma
-    return [
+    found = [
         Plan(
             level_mm=level_mm,
             iterations=count,
@@ -92,13 +110,13 @@ def plans(settings: Settings, grid: Grid) -> list[Plan]:
             update_sigma=update * settings.regularity,
             velocity_sigma=(preset.velocity_sigma if velocity is None else velocity) * settings.regularity,
             fine=level_mm == finest and similarity != "mind",
+            step=FINE_STEP if level_mm == finest else COARSE_STEP,
         )
         for level_mm, count in sorted(used.items(), reverse=True)
     ]
-
-
-def _grid_of(grid: Grid, plan: Plan) -> Grid:
-    """Velocity grid of a level."""
-    strides = level_strides(grid, plan.level_mm)
-    sides = block_sides(grid.coarsened(strides), plan.level_mm) if plan.fine else (1,) * grid.dim
-    return velocity_grid(grid, strides, sides)
+    dense = settings.dense_iterations
+    if dense is None:
+        dense = preset.dense_iterations[settings.effort] if settings.iterations is None else 0
+    if dense:
+        found.append(dataclasses.replace(found[-1], iterations=dense, fine=False, step=DENSE_STEP))
+    return found

@@ -206,7 +206,9 @@ def _details(report: Mapping[str, Any]) -> str:
     if device:
         versions.append(("device", " ".join([device["why"], *device["notes"]])))
     transform = [
-        (name.replace("_", " "), _shown(value)) for name, value in report.get("transform", {}).items()
+        (name.replace("_", " "), _shown(value))
+        for name, value in report.get("transform", {}).items()
+        if value is not None
     ]
     notes = "".join(f"<li>{escape(note)}</li>" for note in report["notes"])
     citations = "".join(f"<li>{escape(text)}</li>" for text in report["citations"])

@@ -10,7 +10,6 @@ cell-centred, border repeated.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 
 import torch
@@ -29,9 +28,11 @@ class Blocks:
     Raises ShapeError for other sides.
     """
 
-    def __init__(self, shape: Sequence[int], sides: Sequence[int], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, shape: Sequence[int], sides: Sequence[int], device: torch.device | str = "cpu"
+    ) -> None:
         if len(shape) != len(sides) or any(side not in (1, 2) for side in sides):
-            raise ShapeError(f"Blocks of {tuple(sides)} do not fit a grid of {tuple(shape)}: sides are 1 or 2.")
+            raise ShapeError(f"Blocks of sides {tuple(sides)} on a grid {tuple(shape)}: 1 or 2 per axis.")
         self.shape = tuple(shape)
         self.sides = tuple(sides)
         self.dim = len(self.sides)
@@ -39,7 +40,9 @@ class Blocks:
         self.padded_shape = tuple(n * b for n, b in zip(self.coarse_shape, sides, strict=True))
         self.places = list(itertools.product(*[range(b) for b in self.sides]))
         self._index = [
-            torch.arange(n, device=device, dtype=torch.float32).view(*[-1 if a == b else 1 for b in range(self.dim)])
+            torch.arange(n, device=device, dtype=torch.float32).view(
+                [-1 if a == b else 1 for b in range(self.dim)]
+            )
             for a, n in enumerate(self.coarse_shape)
         ]
 
@@ -112,7 +115,8 @@ class Blocks:
             if side == 2:
                 difference = reads.select(1 + axis, 1) - reads.select(1 + axis, 0)
                 both = weights.select(1 + axis, 0) + weights.select(1 + axis, 1)
-                torch.sum(difference.mul_(both), dim=summed, out=out[axis])  # half the sum, times 2 fine per coarse
+                torch.sum(difference.mul_(both), dim=summed, out=out[axis])
+                out[axis].mul_(2.0)  # fine steps per coarse one
             else:
                 slope = _central(reads, 1 + self.dim + axis)
                 torch.sum(slope.mul_(weights), dim=(*summed, self.dim), out=out[axis])
@@ -137,12 +141,8 @@ def _central(values: Tensor, axis: int) -> Tensor:
     out = torch.zeros_like(values)
     if size == 1:
         return out
-    out.narrow(axis, 1, size - 2).copy_(values.narrow(axis, 2, size - 2)).sub_(values.narrow(axis, 0, size - 2)).mul_(0.5)
-    out.narrow(axis, 0, 1).copy_(values.narrow(axis, 1, 1)).sub_(values.narrow(axis, 0, 1))
-    out.narrow(axis, size - 1, 1).copy_(values.narrow(axis, size - 1, 1)).sub_(values.narrow(axis, size - 2, 1))
+    inside = out.narrow(axis, 1, size - 2)
+    inside.copy_(values.narrow(axis, 2, size - 2)).sub_(values.narrow(axis, 0, size - 2)).mul_(0.5)
+    for end, low in ((0, 0), (size - 1, size - 2)):
+        out.narrow(axis, end, 1).copy_(values.narrow(axis, low + 1, 1)).sub_(values.narrow(axis, low, 1))
     return out
-
-
-def block_strides(coarse: Sequence[int], sides: Sequence[int]) -> tuple[int, ...]:
-    """Strides of the coarse grid when the fine grid itself has strides `coarse`."""
-    return tuple(int(math.prod(pair)) for pair in zip(coarse, sides, strict=True))

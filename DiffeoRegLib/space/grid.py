@@ -81,7 +81,7 @@ class Grid:
         return np.asarray(index @ linear.T + self.world_from_voxel[:3, 3], dtype=np.float64)
 
     def index_from_world(self, points_mm: NDArray[np.float64] | Sequence[float]) -> Matrix:
-        """Voxel positions (..., d) of RAS mm positions (..., 3); a 2D grid drops the distance from its plane."""
+        """Voxel positions (..., d) of RAS mm positions (..., 3); a 2D grid drops the way off its plane."""
         points = np.asarray(points_mm, dtype=np.float64)
         inverse = self.voxel_from_world
         return np.asarray((points @ inverse[:3, :3].T + inverse[:3, 3])[..., : self.dim], dtype=np.float64)
@@ -92,12 +92,12 @@ class Grid:
         return self.world_from_index(ends.reshape(-1, self.dim))
 
     def coarsened(self, strides: Sequence[int]) -> Grid:
-        """Grid whose voxel j of stride s sits at s(j + 1/2) - 1/2 of this one (same first corner), ceil(n/s) long."""
+        """Grid whose voxel j of stride s sits at s(j + 1/2) - 1/2 of this one, ceil(n/s) long."""
         shape = tuple(-(-n // s) for n, s in zip(self.shape, strides, strict=True))
         return self._moved(shape, strides, [(s - 1) / 2 for s in strides])
 
     def refined(self, factors: Sequence[int]) -> Grid:
-        """Grid with `factors` times as many voxels over the same field of view; undoes `coarsened` of a divisible grid."""
+        """Grid with `factors` times as many voxels in the same field of view; undoes an even `coarsened`."""
         shape = tuple(n * f for n, f in zip(self.shape, factors, strict=True))
         return self._moved(shape, [1 / f for f in factors], [(1 / f - 1) / 2 for f in factors])
 

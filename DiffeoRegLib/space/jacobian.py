@@ -106,8 +106,9 @@ def folded_percent(u_vox: Tensor, mask: Tensor | None = None) -> float:
     """Percent of cells in which any corner determinant is not positive.
 
     mask: (N or 1, 1, *shape), nonzero inside; a cell counts when all its corners are inside.
-    A field on a coarse grid is judged by its own cells: a value read from it inside one cell has the
-    determinant of that cell's interpolant.  NaN counts as folded.
+    The count is of this grid: a finer sampling of a coarse field takes differences across the coarse cell
+    faces (and, in 3D, inside cells), which corners do not bound; count again on the grid that is stored.
+    NaN counts as folded.
     Raises InputError when the mask leaves no cell, ShapeError as `minimum_corner_determinant`.
     """
     bad = ~(minimum_corner_determinant(u_vox.detach()) > 0)

@@ -69,13 +69,7 @@ def sample(
             values.shape[0], values.shape[1], *out
         )
     normalised = _normalised(position_vox, values.shape[2:]).expand(values.shape[0], *out, dim)
-    read = functional.grid_sample(
-        values,
-        normalised,
-        mode="nearest" if mode == "nearest" else "bilinear",
-        padding_mode=outside,
-        align_corners=True,
-    )
+    read = _grid_sample(values, normalised, "nearest" if mode == "nearest" else "bilinear", outside)
     return read if outside == "border" else _faded_off_single_axes(read, position_vox, values.shape[2:])
 
 
@@ -84,9 +78,27 @@ def warp(values: Tensor, u_vox: Tensor, *, mode: Mode = "linear", outside: Outsi
 
     values: (N, C, *spatial); u_vox: (N, d, *spatial) on the same voxel grid.  Returns (N, C, *spatial).
     """
-    return sample(
-        values, identity_vox(u_vox.shape[2:], u_vox.dtype, u_vox.device) + u_vox, mode=mode, outside=outside
+    dim, shape = values.dim() - 2, u_vox.shape[2:]
+    tracked = torch.is_grad_enabled() and (values.requires_grad or u_vox.requires_grad)
+    if tracked or mode != "linear" or outside != "border" or u_vox.shape[1] != dim or len(shape) != dim:
+        return sample(
+            values, identity_vox(shape, u_vox.dtype, u_vox.device) + u_vox, mode=mode, outside=outside
+        )
+    return sample_normalised(
+        values, _normalised_steps(u_vox, values.shape[2:]).expand(len(values), *shape, dim)
     )
+
+
+def _normalised_steps(u_vox: Tensor, shape: Sequence[int]) -> Tensor:
+    """grid_sample's coordinates of x + u(x), written in one pass per axis; see `_normalised`."""
+    dim = len(shape)
+    grid = u_vox.new_empty((u_vox.shape[0], *u_vox.shape[2:], dim))
+    for axis, size in enumerate(shape):
+        scale = 2.0 / max(size - 1, 1)
+        start = torch.arange(u_vox.shape[2 + axis], dtype=u_vox.dtype, device=u_vox.device) * scale - 1.0
+        start = start.view([-1 if a == axis else 1 for a in range(dim)])
+        torch.add(start, u_vox[:, axis], alpha=scale, out=grid[..., dim - 1 - axis])
+    return grid
 
 
 def sample_normalised(values: Tensor, positions: Tensor) -> Tensor:
@@ -95,7 +107,32 @@ def sample_normalised(values: Tensor, positions: Tensor) -> Tensor:
     values: (N, C, *spatial); positions: (N, *out, d), last axis first, -1 and 1 at the outer voxel centres.
     Returns (N, C, *out).
     """
-    return functional.grid_sample(values, positions, mode="bilinear", padding_mode="border", align_corners=True)
+    return _grid_sample(values, positions, "bilinear", "border")
+
+
+def _grid_sample(values: Tensor, positions: Tensor, mode: str, outside: str) -> Tensor:
+    """grid_sample on voxel centres, spread over the CPU's threads.
+
+    torch divides a CPU reading among threads by the batch only. A batch of one is therefore cut along its
+    first output axis into as many pieces as there are threads, which read the same values without a copy.
+    """
+    rows, threads = positions.shape[1], torch.get_num_threads()
+    tracked = torch.is_grad_enabled() and (values.requires_grad or positions.requires_grad)
+    if len(positions) > 1 or tracked or threads == 1 or rows < threads or values.device.type != "cpu":
+        return functional.grid_sample(values, positions, mode=mode, padding_mode=outside, align_corners=True)
+    even = rows - rows % threads
+    pieces = positions[:, :even].reshape(threads, even // threads, *positions.shape[2:])
+    read = functional.grid_sample(
+        values.expand(threads, *values.shape[1:]), pieces, mode=mode, padding_mode=outside, align_corners=True
+    )
+    out = values.new_empty(1, values.shape[1], *positions.shape[1:-1])
+    divided = out[:, :, :even].view(1, values.shape[1], threads, even // threads, *positions.shape[2:-1])
+    divided.copy_(read.transpose(0, 1)[None])
+    if even < rows:
+        out[:, :, even:] = functional.grid_sample(
+            values, positions[:, even:], mode=mode, padding_mode=outside, align_corners=True
+        )
+    return out
 
 
 def _normalised(position_vox: Tensor, shape: Sequence[int]) -> Tensor:

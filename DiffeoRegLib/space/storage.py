@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import product
+
 import numpy as np
 import torch
 
@@ -17,19 +20,28 @@ def storage_grid(transform: Transform, full_grid: Grid, tolerance_mm: float = 0.
     """The coarsest cell-centred grid whose linear interpolant is the displacement within a tolerance.
 
     full_grid: where the transform matters, usually the fixed image's grid; strides 1, 2, 4, 8 of it are
-    tried axis by axis. A field that lives on a grid with fewer voxels already starts from that one.
+    tried on every axis. Half a coarse voxel at the ends repeats the edge value, so a field gets coarse only
+    along axes where it is flat at the ends. A field that lives on a grid with fewer voxels already starts
+    from that one.
     """
     grid = full_grid
     if isinstance(transform, DisplacementTransform) and transform.grid.voxel_count < full_grid.voxel_count:
         grid = transform.grid
-    strides = [1] * grid.dim
-    for axis in range(grid.dim):
-        for stride in STRIDES:
-            trial = [*strides[:axis], stride, *strides[axis + 1 :]]
-            if grid.shape[axis] > stride and _reproduces(transform, grid, trial, tolerance_mm):
-                strides = trial
-                break
-    return grid.coarsened(strides)
+    alone = [
+        [
+            s
+            for s in STRIDES
+            if grid.shape[axis] > s and _reproduces(transform, grid, _only(axis, s, grid), tolerance_mm)
+        ]
+        for axis in range(grid.dim)
+    ]
+    choices = sorted(
+        product(*[[*strides, 1] for strides in alone]), key=lambda s: grid.coarsened(s).voxel_count
+    )
+    for strides in choices:
+        if max(strides) == 1 or _reproduces(transform, grid, strides, tolerance_mm):
+            return grid.coarsened(strides)
+    return grid
 
 
 def storage_bytes(grid: Grid) -> int:
@@ -52,7 +64,12 @@ def upright_grid(grid: Grid) -> Grid:
     return Grid(tuple(int(n) for n in shape), world)
 
 
-def _reproduces(transform: Transform, grid: Grid, strides: list[int], tolerance_mm: float) -> bool:
+def _only(axis: int, stride: int, grid: Grid) -> tuple[int, ...]:
+    """Stride of one axis, 1 on the others."""
+    return tuple(stride if a == axis else 1 for a in range(grid.dim))
+
+
+def _reproduces(transform: Transform, grid: Grid, strides: Sequence[int], tolerance_mm: float) -> bool:
     """Whether the field on the coarsened grid gives the displacement at all voxels of `grid`."""
     coarse = DisplacementTransform(
         grid.coarsened(strides), displacement_on(transform, grid.coarsened(strides), extend=True)

@@ -50,9 +50,7 @@ def write_volume(volume: Volume, path: str | Path, *, overwrite: bool = False) -
     path = Path(path)
     suffix = suffix_of(path)
     if suffix not in (".nii", ".nii.gz", *itk_images.WRITTEN):
-        raise OutputError(
-            f"'{path.name}': DiffeoReg writes .nii.gz, .nii, .nrrd, .mha, .png and .tif."
-        )
+        raise OutputError(f"'{path.name}': DiffeoReg writes .nii.gz, .nii, .nrrd, .mha, .png and .tif.")
     with quiet_itk(), writing(path, overwrite=overwrite) as partial:
         if suffix in (".nii", ".nii.gz"):
             nifti.write_nifti(volume, partial)

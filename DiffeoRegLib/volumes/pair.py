@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,7 +65,7 @@ class Pair:
 
     def to(self, device: torch.device | str) -> Pair:
         """The pair with all its tensors on another device."""
-        moved = {
+        moved: dict[str, Any] = {
             item.name: value.to(device)
             for item in dataclasses.fields(self)
             if isinstance(value := getattr(self, item.name), Tensor)

@@ -49,14 +49,16 @@ def prepare(
     *,
     device: torch.device | str = "cpu",
     memory_limit_bytes: int | None = None,
+    check: bool = True,
 ) -> Pair:
     """Two images as a method wants them: on one grid, in [0, 1], moving read through the initial alignment.
 
     moving_from_fixed: RAS mm 4x4.  memory_limit_bytes: None = settings.memory_limit_gb, or no limit.
+    check: False if `check_pair` has been called already.
     Raises InputError for unusable input, NoOverlapError, MemoryLimitError.
     """
     masks = masks or Masks()
-    notes = check_pair(fixed, moving, masks, guidance)
+    notes = check_pair(fixed, moving, masks, guidance) if check else []
     fixed, moving = finite(fixed), finite(moving)
     matrix = np.array(moving_from_fixed, dtype=np.float64)
     grid = working_grid(fixed, moving, matrix, settings, masks)

@@ -96,19 +96,30 @@ def _strongest_label_reader(data: Tensor) -> Reader:
 
     def read(position: Tensor) -> Tensor:
         labels, weights = _corners(data, position[0])
-        best = torch.full_like(weights[0], -1.0)
-        winner = labels[0].clone()
-        for label in labels:
-            score = torch.zeros_like(best)
-            for other, weight in zip(labels, weights, strict=True):
-                score += weight * (other == label)
-            # Equal sums may differ in their last bit, depending on the order they were added in.
-            better = (score > best + 1e-6) | ((score > best - 1e-6) & (label < winner))
-            winner = torch.where(better, label, winner)
-            best = torch.where(better, torch.maximum(score, best), best)
-        return winner
+        winner = labels[0].flatten()
+        # Inside a region all corners agree; only its surface has to be voted on.
+        mixed = torch.stack([label != labels[0] for label in labels]).any(dim=0).flatten().nonzero()[:, 0]
+        pairs = zip(labels, weights, strict=True)
+        corners = [(label.flatten()[mixed], weight.flatten()[mixed]) for label, weight in pairs]
+        winner[mixed] = _vote(corners)
+        return winner.reshape(position.shape[2:])
 
     return read
+
+
+def _vote(corners: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The label with the largest sum of weights among (label, weight) pairs, the smaller one on a tie."""
+    winner = corners[0][0]
+    best = torch.full_like(corners[0][1], -1.0)
+    for label, _ in corners:
+        score = torch.zeros_like(best)
+        for other, weight in corners:
+            score += weight * (other == label)
+        # Equal sums may differ in their last bit, depending on the order they were added in.
+        better = (score > best + 1e-6) | ((score > best - 1e-6) & (label < winner))
+        winner = torch.where(better, label, winner)
+        best = torch.where(better, torch.maximum(score, best), best)
+    return winner
 
 
 def _corners(data: Tensor, position: Tensor) -> tuple[list[Tensor], list[Tensor]]:

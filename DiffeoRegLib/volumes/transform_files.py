@@ -29,6 +29,7 @@ from DiffeoRegLib.volumes import nifti
 from DiffeoRegLib.volumes.file_guard import quiet_itk, reading, suffix_of, writing
 from DiffeoRegLib.volumes.itk_images import ras_affine, set_geometry
 from DiffeoRegLib.volumes.placed import LPS, NEARLY_ORTHOGONAL, shear_of, without_single_axis
+from DiffeoRegLib.volumes.transform_checks import require_whole_matlab, require_whole_text
 
 __all__ = ["read_transform", "storage_bytes", "storage_grid", "write_transform"]
 
@@ -55,6 +56,10 @@ def read_transform(path: str | Path) -> Transform:
             matrix = _text_matrix(path) if suffix in (".txt", ".mat") else None
             if matrix is not None:
                 return AffineTransform(matrix)
+            if suffix in (".tfm", ".txt"):
+                require_whole_text(path)
+            if suffix == ".mat":
+                require_whole_matlab(path)
             return _from_itk(sitk.ReadTransform(str(path)), path)
         if suffix in FIELD_IMAGES:
             return _read_field_image(path)

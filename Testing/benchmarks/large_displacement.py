@@ -1,13 +1,14 @@
 """The large-displacement start alone: landmark error, folds, seconds and memory on the lung and liver pairs.
 
     python Testing/benchmarks/large_displacement.py --data DATA_FOLDER --init INIT_FOLDER [--masks]
-    python Testing/benchmarks/large_displacement.py --data DATA_FOLDER --set lung --identity --stages 8:50,6:12,4:8
+    python Testing/benchmarks/large_displacement.py --data DATA_FOLDER --identity --stages 8:50,6:12,4:8
     python Testing/benchmarks/large_displacement.py --size 208x192x192 --spacing 1.75
 
 Pairs and initial alignments are those of peers.py (peer_data.py describes them). The error of a landmark is
-the distance between the mapped fixed point and its partner in the moving image, mm; no landmark is used to register.
+the distance between the mapped fixed point and its partner in the moving image, mm; none guides anything.
 `--identity` leaves the initial alignment out: the search then has the whole motion to find.
-`--size` times a synthetic pair of that many voxels instead. CPU seconds are the fair figure on a shared machine.
+`--size` times a synthetic pair of that many voxels instead. On a shared machine CPU seconds are the fair
+figure.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def affine_of(path: Path) -> Points:
 
 
 def landmark_errors_mm(problem: Problem, start: Start | None) -> Points:
-    """Distance of every mapped fixed landmark from its moving partner, mm; None = the initial alignment alone."""
+    """Distance of every mapped fixed landmark from its partner, mm; None = the initial alignment alone."""
     points = problem.fixed_points_mm
     if start is not None:
         grid = start.motion.grid
@@ -123,7 +124,8 @@ def searched(pair: Pair, stages: tuple[Stage, ...]) -> tuple[Start, str]:
     u_vox = exp(start.motion.velocity_vox, "auto")
     folds = max(folded_percent(u_vox), folded_percent(exp(-start.motion.velocity_vox, "auto")))
     return start, (
-        f"{folds:.4f} | {sd_log_jacobian(u_vox):.3f} | {start.residual_mean_mm:.3f} / {start.residual_max_mm:.2f} | "
+        f"{folds:.4f} | {sd_log_jacobian(u_vox):.3f} | "
+        f"{start.residual_mean_mm:.3f} / {start.residual_max_mm:.2f} | "
         f"{start.largest_mm:.1f} | {cpu:.1f} | {wall:.1f} | {peak_mb:.0f} |"
     )
 

@@ -6,10 +6,11 @@ cannot, so for them the moving image is pulled through it once (linear) and the 
 `register_seconds` runs from images in memory to transform in memory: reading, that pulling (tenths of a
 second) and writing are outside it, for every program alike.
 
-Settings are each program's documented ones: greedy `-m NCC 2x2x2 -n 100x50x10`; ANTs `SyNOnly` defaults
-(mutual information, 40x20x0); elastix' default `bspline` map; demons as in the SimpleITK notebooks (two or
-four levels, field smoothing 1.5 voxels, histogram matching unless CT); ConvexAdam's MIND defaults; FireANTs'
-greedy scheme, scales 4-2-1 below two million voxels, else 4-2. This file needs nothing of DiffeoReg.
+Settings are each program's documented ones: greedy `-m NCC 2x2x2 -n 100x50x10`, `-m NMI` between modalities
+(there NCC ends far below the start); ANTs `SyNOnly` defaults (mutual information, 40x20x0); elastix' default
+`bspline` map; demons as in the SimpleITK notebooks (two or four levels, field smoothing 1.5 voxels, histogram
+matching unless CT); ConvexAdam's MIND defaults; FireANTs' greedy scheme, scales 4-2-1 below two million
+voxels, else 4-2. This file needs nothing of DiffeoReg.
 """
 
 from __future__ import annotations
@@ -72,9 +73,10 @@ def greedy(job: Job, iterations: str, extra: str = "") -> Answer:
     masks = "-gm fixed_mask -mm moving_mask " if job.get("fixed_mask") else ""
     for key in ("fixed_mask", "moving_mask") if masks else ():
         images[key] = sitk.ReadImage(job[key], sitk.sitkFloat32)
+    metric = "NCC 2x2x2" if job["one_modality"] else "NMI"
     program = Greedy3D()
     command = (
-        f"-i fixed moving -it {out / 'start_ras.txt'} -m NCC 2x2x2 -n {iterations} {extra} {masks}"
+        f"-i fixed moving -it {out / 'start_ras.txt'} -m {metric} -n {iterations} {extra} {masks}"
         f"-threads {job['threads']} -o warp"
     )
     clock = Clock()

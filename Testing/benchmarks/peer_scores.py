@@ -108,7 +108,7 @@ def corner_folds(position: Array) -> Array:
     so that handedness and spacing of the grid cancel.
     """
     steps = [np.diff(position, axis=axis) for axis in range(3)]
-    folded = np.zeros(position.shape[:3], dtype=bool)
+    folded: Array = np.zeros(position.shape[:3], dtype=bool)
     for sides in product((0, 1), repeat=3):
         # side 0: forward difference, known for all but the last voxel; side 1: backward, all but the first
         region = tuple(slice(side, n - 1 + side) for side, n in zip(sides, folded.shape, strict=True))
@@ -149,7 +149,7 @@ def nmi(fixed: Array, moved: Array, where: Array, bins: int = 64) -> float:
     for values in (fixed[where].astype(np.float64), moved[where].astype(np.float64)):
         low, high = np.percentile(values, (0.5, 99.5))
         scaled.append(np.clip(values, low, max(high, low + 1e-9)))
-    joint = np.histogram2d(*scaled, bins=bins)[0]
+    joint = np.histogram2d(scaled[0], scaled[1], bins=bins)[0]
     joint /= joint.sum()
 
     def entropy(p: Array) -> float:
@@ -244,7 +244,7 @@ class Truth:
         per_label = dice(fixed, warped, labels)
         result: dict[str, Any] = {"dice": float(np.mean(list(per_label.values()))), "labels": len(labels)}
         if hd95:
-            spacing = self.fixed_labels.GetSpacing()[::-1]
+            spacing = self.fixed.GetSpacing()[::-1]
             result["hd95_mm"] = float(
                 np.nanmean([hd95_mm(fixed, warped, label, spacing) for label in labels])
             )

@@ -296,14 +296,7 @@ def test_our_own_flags_are_understood(known: peer_pair.Pair, tmp_path: Path, met
 def test_our_row_counts_only_registering(
     known: peer_pair.Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    phases = {
-        "reading": 1.0,
-        "preparing": 2.0,
-        "refining": 4.0,
-        "measuring": 8.0,
-        "writing": 16.0,
-        "total": 31.0,
-    }
+    phases = dict(reading=1.0, align=2.0, refine=4.0, resample=8.0, measure=16.0, writing=32.0, total=63.0)
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours" / "report.json").write_text(json.dumps({"seconds": phases}))
     args = argparse.Namespace(masks=False, ours_args="", threads=1, limit=20.0)

@@ -1,4 +1,4 @@
-"""DICOM folders, made here: the right order and place, and a sentence for everything that cannot be stacked."""
+"""DICOM folders, made here: right order and place, and a sentence for all that cannot be stacked."""
 
 from __future__ import annotations
 

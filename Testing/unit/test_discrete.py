@@ -1,4 +1,4 @@
-"""The large-displacement start: cost volumes, coupled-convex smoothing, logarithms, and the search as a whole."""
+"""The large-displacement start: cost volumes, coupled-convex smoothing, logarithms, the whole search."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ from DiffeoRegLib.space.grid import Grid
 from DiffeoRegLib.space.sample import identity_vox, warp
 
 torch.set_num_threads(1)
+
+Lengths = tuple[int, ...]
+Mm = tuple[float, ...]
 
 
 def silent(_: Progress) -> None:
@@ -174,7 +177,8 @@ def test_the_logarithm_of_a_rotation_is_its_generator() -> None:
     """Known answer: the flow of v = A x is expm(A) x."""
     generator = torch.tensor([[0.0, -0.3], [0.3, 0.0]], dtype=torch.float64)
     centred = identity_vox((31, 31), torch.float64) - 15
-    asked = [torch.einsum("ab,nb...->na...", torch.matrix_exp(s * generator) - torch.eye(2), centred) for s in (1, -1)]
+    steps = [torch.matrix_exp(s * generator) - torch.eye(2) for s in (1, -1)]
+    asked = [torch.einsum("ab,nb...->na...", step, centred) for step in steps]
     found = logarithm(asked[0], asked[1], iterations=40, sigma_vox=0.5)
     expected = torch.einsum("ab,nb...->na...", generator, centred)
     inner = (slice(None), slice(None), slice(10, 21), slice(10, 21))
@@ -183,7 +187,8 @@ def test_the_logarithm_of_a_rotation_is_its_generator() -> None:
 
 
 def test_consistency_makes_two_fields_inverse() -> None:
-    forward, backward = exp(smooth_velocity((16, 15, 14), 1.5)), exp(-smooth_velocity((16, 15, 14), 1.2, seed=5))
+    shape = (16, 15, 14)
+    forward, backward = exp(smooth_velocity(shape, 1.5)), exp(-smooth_velocity(shape, 1.2, seed=5))
     before = (forward + warp(backward, forward)).abs().mean()
     forward, backward = make_consistent(forward, backward)
     assert (forward + warp(backward, forward)).abs().mean() < 0.05 * before
@@ -215,8 +220,8 @@ def test_a_logarithm_refuses_what_has_none() -> None:
 # ---------------------------------------------------------------- the search
 
 
-def moved_pair(shape: tuple[int, ...], spacing: tuple[float, ...], shift_mm: tuple[float, ...]) -> tuple[Pair, Tensor]:
-    """A texture and the same texture carried by a smooth bump of `shift_mm`; with the true displacement, voxels."""
+def moved_pair(shape: Lengths, spacing: Mm, shift_mm: Mm) -> tuple[Pair, Tensor]:
+    """A texture and the same carried by a smooth bump of `shift_mm`; with the true displacement, voxels."""
     centre = [(n - 1) / 2 for n in shape]
     x = identity_vox(shape)
     reach = sum(((x[:, a : a + 1] - centre[a]) / (0.32 * shape[a])) ** 2 for a in range(len(shape)))
@@ -230,8 +235,11 @@ def moved_pair(shape: tuple[int, ...], spacing: tuple[float, ...], shift_mm: tup
 
 @pytest.mark.parametrize(
     ("shape", "spacing", "shift_mm"),
-    [((48, 40, 44), (2.0, 2.5, 2.2), (20.0, -9.0, 6.0)), ((30, 60, 50), (4.0, 2.0, 2.0), (12.0, 20.0, 0.0)),
-     ((120, 110), (2.0, 2.0), (30.0, -10.0))],
+    [
+        ((48, 40, 44), (2.0, 2.5, 2.2), (20.0, -9.0, 6.0)),
+        ((30, 60, 50), (4.0, 2.0, 2.0), (12.0, 20.0, 0.0)),
+        ((120, 110), (2.0, 2.0), (30.0, -10.0)),
+    ],
 )
 def test_the_search_finds_large_motion_without_folds(
     shape: tuple[int, ...], spacing: tuple[float, ...], shift_mm: tuple[float, ...]
@@ -243,8 +251,9 @@ def test_the_search_finds_large_motion_without_folds(
     flow = exp(motion.velocity_vox, "auto")
     assert folded_percent(flow) == 0
     assert folded_percent(exp(-motion.velocity_vox, "auto")) == 0
-    error = (change_grid(flow, motion.grid, pair.grid) - truth) * torch.tensor(spacing).view(1, -1, *[1] * len(shape))
-    wrong = (truth * torch.tensor(spacing).view(1, -1, *[1] * len(shape))).square().sum(1).sqrt()
+    step_mm = torch.tensor(spacing).view(1, -1, *[1] * len(shape))
+    error = (change_grid(flow, motion.grid, pair.grid) - truth) * step_mm
+    wrong = (truth * step_mm).square().sum(1).sqrt()
     inner = wrong > 5.0
     assert error.square().sum(1).sqrt()[inner].mean() < 2.5  # of 4 mm voxels
     assert wrong[inner].mean() > 9.0
@@ -275,7 +284,8 @@ def test_what_a_mask_leaves_out_has_no_say() -> None:
     mask[..., 33:67, 38:62] = 0
     errors = []
     for weight in (mask, None):
-        start = search(Pair(spoiled, pair.moving, pair.grid, np.eye(4), weight, None), default_stages(32.0), silent)
+        masked = Pair(spoiled, pair.moving, pair.grid, np.eye(4), weight, None)
+        start = search(masked, default_stages(32.0), silent)
         u_vox = change_grid(exp(start.motion.velocity_vox, "auto"), start.motion.grid, pair.grid)
         errors.append(float((u_vox - truth).square().sum(1, keepdim=True).sqrt()[block].mean()))
     assert errors[0] < 0.65 * errors[1]

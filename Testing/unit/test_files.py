@@ -420,14 +420,17 @@ def test_point_files_of_other_programs(tmp_path):
         "old.fcsv": "# Markups fiducial file version = 4.10\n# CoordinateSystem = 0\n# columns = id,x,y,z\n"
         "a,1.25,-2.5,3.75,0,0,0,1,1,1,0,F-1,,\n",
         "lps.fcsv": "# CoordinateSystem = LPS\nb,-1.25,2.5,3.75,0,0,0,1\n",
-        "ras.mrk.json": '{"markups": [{"coordinateSystem": "RAS", "controlPoints": [{"position": [1.25, -2.5, 3.75]},'
+        "ras.mrk.json": '{"markups": [{"coordinateSystem": "RAS", "controlPoints": '
+        '[{"position": [1.25, -2.5, 3.75]},'
         '{"position": [0, 0, 0], "positionStatus": "undefined"}]}]}',
-        "lps.mrk.json": '{"markups": [{"coordinateSystem": "LPS", "controlPoints": [{"position": [-1.25, 2.5, 3.75]}]}]}',
+        "lps.mrk.json": '{"markups": [{"coordinateSystem": "LPS", "controlPoints": '
+        '[{"position": [-1.25, 2.5, 3.75]}]}]}',
         "plain.csv": "1.25,-2.5,3.75\n",
         "lps.csv": "# LPS\nname,x,y,z\nfirst,-1.25,2.5,3.75\n",
         "tabs.tsv": "z\ty\tx\n3.75\t-2.5\t1.25\n",
         "elastix.txt": "point\n1\n-1.25 2.5 3.75\n",
-        "mesh.vtk": "# vtk DataFile Version 3.0\nx\nASCII\nDATASET POLYDATA\nPOINTS 1 float\n-1.25 2.5 3.75\n",
+        "mesh.vtk": "# vtk DataFile Version 3.0\nx\nASCII\nDATASET POLYDATA\n"
+        "POINTS 1 float\n-1.25 2.5 3.75\n",
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text)

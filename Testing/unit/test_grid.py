@@ -83,7 +83,7 @@ def test_index_affine_maps_voxels_to_voxels():
     matrix = index_affine(target, source, between)
     assert matrix.shape == (3, 3)
     index = np.array([2.0, 4.0])
-    expected = target.index_from_world(source.world_from_index(index) + [1, 2, 3])
+    expected = target.index_from_world(source.world_from_index(index) + np.array([1, 2, 3]))
     assert np.allclose(matrix @ [2, 4, 1], expected)
 
 

@@ -128,6 +128,9 @@ def test_inverse_consistency_of_fields_ignores_what_leaves_the_grid():
     forward[:, 1], inverse[:, 1] = 3.0, -2.5
     measured = inverse_consistency_of_fields_mm(forward, inverse, (1.0, 4.0))
     assert (measured.mean, measured.maximum) == (2.0, 2.0)
+    back, there = -forward, -inverse
+    back[:, 1, :, 0] = -4.0  # leaves at the lower end
+    assert inverse_consistency_of_fields_mm(back, there, (1.0, 4.0)).maximum == 2.0
     # Only the columns that stay on the grid count; an error beyond them does not show.
     spoilt = forward.clone()
     spoilt[:, 0, :, 5:] = 7.0

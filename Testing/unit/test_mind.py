@@ -160,3 +160,11 @@ def test_bad_input_is_refused():
         mind_loss(image, image, mask=torch.zeros_like(image))
     with pytest.raises(ShapeError):
         mind_loss(image, image[..., 1:])
+
+
+def test_partly_supported_voxels_score_their_supported_pairs():
+    """On the mask's edge half of the pairs lie inside; the others are neutral, never the most alike."""
+    mask = torch.ones(1, 1, 15, 15)
+    mask[:, :, :5] = 0
+    value = mind_ssc(texture((15, 15)), 0, 1, mask=mask)[:, :, 5]
+    assert (value == 1).sum(1).unique().tolist() == [1]

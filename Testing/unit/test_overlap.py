@@ -149,3 +149,11 @@ def test_bad_input_is_refused():
         soft_dice(labels, labels, mask=0 * labels)
     with pytest.raises(ShapeError):
         soft_dice(labels, labels[..., 1:])
+
+
+def test_labels_outside_the_mask_do_not_count():
+    first = one_hot(torch.tensor([[[[1, 1], [0, 0]]]]), [1])
+    second = one_hot(torch.tensor([[[[1, 1], [1, 0]]]]), [1])
+    mask = torch.tensor([[[[1.0, 1.0], [0.0, 1.0]]]])
+    assert soft_dice(first, second, mask=mask) == 0
+    assert soft_dice(first, second) > 0.1

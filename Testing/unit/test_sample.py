@@ -24,7 +24,9 @@ def setting(shape, beyond=0.0, dtype=torch.float64, count=60):
 def by_scipy(values, position, order, mode):
     out = np.empty((*values.shape[:2], position.shape[2]))
     for n, c in np.ndindex(*values.shape[:2]):
-        out[n, c] = map_coordinates(values[n, c].tolist(), position[n].tolist(), order=order, mode=mode, cval=0.0)
+        out[n, c] = map_coordinates(
+            values[n, c].tolist(), position[n].tolist(), order=order, mode=mode, cval=0.0
+        )
     return out
 
 
