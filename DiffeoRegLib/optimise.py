@@ -200,7 +200,7 @@ def compare(level: Level, to_moving: Tensor, to_fixed: Tensor) -> Comparison:
 def _guidance(
     level: Level, to_moving: Tensor, to_fixed: Tensor, spacing: Tensor, sigma: Sequence[float]
 ) -> tuple[Tensor | None, float]:
-    """Where labels and landmarks want the flow to go, each at most 1 long, and their misfit; None, 0 without any.
+    """Where labels and landmarks pull the flow, each at most 1 long, and their misfit; None, 0 without any.
 
     misfit: one minus the mean Dice, plus the largest landmark gap in steps of the velocity grid.
     """

@@ -80,7 +80,7 @@ def register(
     settings = settings or Settings()
     method = card(settings.method)
     run = _Run(settings, progress)
-    run.notes += check_pair(fixed, moving, masks, guidance)
+    run.notes += check_pair(fixed, moving, masks, guidance, evaluation)
     start = run.align(fixed, moving, masks, initial)
     flow, motion = None, None
     if method.deformable:

@@ -125,8 +125,8 @@ class Preset:
     intensity_window: tuple[float, float] | None = None
 
 
-_BRAIN = {"fast": (30, 30, 12, 6), "balanced": (30, 30, 30, 0), "accurate": (40, 40, 40, 10)}
-_BRAIN_DENSE = {"fast": 0, "balanced": 4, "accurate": 12}
+_BRAIN = {"fast": (30, 30, 12, 6), "balanced": (30, 30, 25, 0), "accurate": (40, 40, 40, 10)}
+_BRAIN_DENSE = {"fast": 0, "balanced": 3, "accurate": 12}
 _BODY = {"fast": (40, 10), "balanced": (60, 30), "accurate": (100, 60)}
 _MULTI = {"fast": (30, 30, 0), "balanced": (60, 60, 30), "accurate": (100, 100, 60)}
 _MULTI_DENSE = {"fast": 0, "balanced": 0, "accurate": 0}
@@ -134,7 +134,8 @@ _BODY_DENSE = {"fast": 0, "balanced": 0, "accurate": 6}
 
 PRESETS: dict[str, Preset] = {
     "general": Preset(
-        "General", "Any two images of one modality.", "lncc-squared", (8.0, 4.0, 2.0, 1.0), _BRAIN, _BRAIN_DENSE
+        "General", "Any two images of one modality.",
+        "lncc-squared", (8.0, 4.0, 2.0, 1.0), _BRAIN, _BRAIN_DENSE,
     ),
     "brain-mr": Preset(
         "Brain MR", "Brains of one MR contrast, with or without skull.",

@@ -13,8 +13,8 @@ from DiffeoRegLib.cli.evaluate import evaluate
 from DiffeoRegLib.cli.inputs import (
     check_flags,
     guidance_and_evaluation,
-    read_labels,
     read_masks,
+    read_segmentation,
     settings_from,
 )
 from DiffeoRegLib.device import choose_device, memory_bytes, set_threads
@@ -51,7 +51,7 @@ def register(arguments: argparse.Namespace, console: Console) -> None:
     started = time.perf_counter()
     console.progress("reading", 0.0, "reading the images")
     fixed, moving = read_volume(arguments.fixed), read_volume(arguments.moving)
-    masks, segmentation = read_masks(arguments), read_labels(arguments.moving_seg)
+    masks, segmentation = read_masks(arguments), read_segmentation(arguments, moving)
     guidance, evaluation = guidance_and_evaluation(arguments, fixed.grid, moving.grid)
     initial = read_transform(initial_file) if initial_file else None
     console.log(f"The transforms will take at most {size_before_run_mb(fixed.grid):.0f} MB on disk.")
@@ -128,8 +128,7 @@ def _apply_to_volume(arguments: argparse.Namespace, transform: Transform) -> Vol
     moving, like = read_volume(arguments.moving, labels=labels), read_volume(arguments.like)
     if labels:
         return warp_labels(moving, transform, like.grid, smooth=arguments.smooth_labels)
-    # Outside the image there is what its darkest voxel shows: 0 would be grey in a CT.
-    fill = min(float(moving.data.min()), 0.0)
+    fill = pipeline.background_of(moving)  # what `register` puts there; 0 would be grey in a CT
     return warp_volume(moving, transform, like.grid, mode=MODES[arguments.interpolation], fill=fill)
 
 

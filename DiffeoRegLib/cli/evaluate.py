@@ -9,7 +9,7 @@ import numpy as np
 
 from DiffeoRegLib.cli.console import Console, table
 from DiffeoRegLib.cli.inputs import read_labels, read_landmarks
-from DiffeoRegLib.errors import SettingsError
+from DiffeoRegLib.errors import InputError, SettingsError
 from DiffeoRegLib.report.measure import json_safe
 from DiffeoRegLib.report.scores import (
     compare_labels,
@@ -22,6 +22,7 @@ from DiffeoRegLib.report.scores import (
 )
 from DiffeoRegLib.report.text import deformation_rows, number, stage_rows
 from DiffeoRegLib.space.transform import AffineTransform, Transform
+from DiffeoRegLib.volumes.checks import label_values
 from DiffeoRegLib.volumes.files import read_volume
 from DiffeoRegLib.volumes.pair import Correspondence
 from DiffeoRegLib.volumes.resample import warp_labels
@@ -91,8 +92,11 @@ def _transform(
 def _labels(
     fixed: Volume | None, moving: Volume | None, moved: Volume | None, stages: dict[str, Transform]
 ) -> dict[str, Any] | None:
-    if fixed is None:
+    if fixed is None or (moved is None and moving is None):
         return None
+    other = moved or moving
+    if other is not None and not label_values(fixed) & label_values(other):
+        raise InputError(f"'{fixed.name}' and '{other.name}' have no label number in common.")
     if moved is not None:
         on_grid = (
             moved

@@ -62,6 +62,16 @@ def read_labels(path: str | None) -> Volume | None:
     return None if path is None else read_volume(path, labels=True)
 
 
+def read_segmentation(arguments: argparse.Namespace, moving: Volume) -> Volume | None:
+    """The label map of --moving-seg, or None; raises InputError when it cannot lie on the moving image."""
+    labels = read_labels(arguments.moving_seg)
+    if labels is not None and labels.grid.dim != moving.grid.dim:
+        raise InputError(
+            f"The segmentation '{labels.name}' is {labels.grid.dim}D, its image {moving.grid.dim}D."
+        )
+    return labels
+
+
 def read_masks(arguments: argparse.Namespace) -> Masks | None:
     """The masks of --fixed-mask and --moving-mask, or None without any."""
     if arguments.fixed_mask is None and arguments.moving_mask is None:

@@ -286,15 +286,21 @@ def _better_of(
     if best is not judged[0]:
         said.append(
             f"Initial alignment: the {kind} search found nothing better than its start "
-            f"(mutual information {-judged[0].loss:.3f} against {-best.loss:.3f}); the start is kept."
+            f"(normalised mutual information {_information(judged[0])} against {_information(best)}); "
+            "the start is kept."
         )
         return frames.matrix(best.linear, best.shift_mm)
     said.append(
         f"Initial alignment: {kind}, rotation {angle_degrees(found.linear):.1f} degrees, volume ratio "
-        f"{abs(np.linalg.det(found.linear)):.3f}, normalised mutual information {-judged[1].loss:.3f} -> "
-        f"{-judged[0].loss:.3f}."
+        f"{abs(np.linalg.det(found.linear)):.3f}, normalised mutual information "
+        f"{_information(judged[1])} -> {_information(judged[0])}."
     )
     return frames.matrix(found.linear, found.shift_mm)
+
+
+def _information(candidate: Candidate) -> str:
+    """Normalised mutual information as the report counts it: 1 = independent."""
+    return f"{1.0 - candidate.loss:.3f}" if candidate.loss <= 0.0 else "none (too little overlap)"
 
 
 def _distinct(candidates: list[Candidate], distance_mm: float) -> list[Candidate]:

@@ -20,7 +20,11 @@ HUGE_VOXELS = 512**3
 
 
 def check_pair(
-    fixed: Volume, moving: Volume, masks: Masks | None = None, guidance: Correspondence | None = None
+    fixed: Volume,
+    moving: Volume,
+    masks: Masks | None = None,
+    guidance: Correspondence | None = None,
+    evaluation: Correspondence | None = None,
 ) -> list[str]:
     """Sentences for the report about two images that can be registered.
 
@@ -32,7 +36,7 @@ def check_pair(
             "give two volumes, or two single slices."
         )
     notes = [*_check_image(fixed, "fixed"), *_check_image(moving, "moving")]
-    if fixed is moving or fixed.data is moving.data:
+    if fixed.grid.same_as(moving.grid) and torch.equal(fixed.data, moving.data):
         notes.append("Fixed and moving are the same image: the result will be the identity.")
     masks = masks or Masks()
     for mask, image, exclude in (
@@ -41,9 +45,10 @@ def check_pair(
     ):
         if mask is not None:
             notes += _check_mask(mask, image, exclude)
-    if guidance is not None:
-        notes += check_correspondence(fixed, moving, guidance)
-    return notes
+    for given in (guidance, evaluation):
+        if given is not None:
+            notes += check_correspondence(fixed, moving, given)
+    return list(dict.fromkeys(notes))  # guidance and evaluation may be the same files
 
 
 def _check_image(image: Volume, role: str) -> list[str]:
@@ -139,6 +144,8 @@ def _check_mask(mask: Volume, image: Volume, exclude: bool) -> list[str]:
         raise InputError(
             f"The mask '{mask.name}' excludes all of '{image.name}': invert it, or use it to include."
         )
+    if not inside.any():
+        notes.append(f"The mask '{mask.name}' does not touch the image '{image.name}': it excludes nothing.")
     if not mask.grid.same_as(image.grid, tolerance=1e-2):
         notes.append(
             f"The mask '{mask.name}' has another geometry than '{image.name}'; "
@@ -160,7 +167,7 @@ def check_correspondence(fixed: Volume, moving: Volume, given: Correspondence) -
     """Sentences about label maps and landmarks; raises InputError for halves, miscounts and empty maps."""
     if (given.fixed_labels is None) != (given.moving_labels is None):
         raise InputError(
-            "Segmentations guide a registration only in pairs: give one for fixed and one for moving."
+            "Segmentations are used only in pairs: give one for the fixed and one for the moving image."
         )
     if (given.fixed_points_mm is None) != (given.moving_points_mm is None):
         raise InputError("Landmarks are used only in pairs: give the points of fixed and those of moving.")
@@ -180,17 +187,13 @@ def _check_labels(fixed_labels: Volume, moving_labels: Volume, fixed: Volume, mo
             raise InputError(
                 f"The segmentation '{labels.name}' is {labels.grid.dim}D, its image {image.grid.dim}D."
             )
-        values = {int(v) for v in torch.unique(labels.data).tolist()} - {0}
-        if not values:
-            raise InputError(f"The segmentation '{labels.name}' is empty: it has no label other than 0.")
-        found.append(values)
+        found.append(label_values(labels))
         if not labels.grid.same_as(image.grid, tolerance=1e-2):
             notes.append(
                 f"The segmentation '{labels.name}' has another geometry than '{image.name}'; "
                 "it was resampled in patient space."
             )
-    shared = found[0] & found[1]
-    if not shared:
+    if not found[0] & found[1]:
         raise InputError(
             f"The segmentations '{fixed_labels.name}' and '{moving_labels.name}' "
             "have no label number in common."
@@ -199,6 +202,14 @@ def _check_labels(fixed_labels: Volume, moving_labels: Volume, fixed: Volume, mo
         text = ", ".join(str(n) for n in alone[:10]) + (", ..." if len(alone) > 10 else "")
         notes.append(f"{len(alone)} labels exist on one side only and are not used: {text}.")
     return notes
+
+
+def label_values(labels: Volume) -> set[int]:
+    """The label numbers of a segmentation without 0; raises InputError when there is none."""
+    values = {int(v) for v in torch.unique(labels.data).tolist()} - {0}
+    if not values:
+        raise InputError(f"The segmentation '{labels.name}' is empty: it has no label other than 0.")
+    return values
 
 
 def _check_points(

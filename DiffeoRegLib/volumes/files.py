@@ -6,6 +6,7 @@ from pathlib import Path
 
 from DiffeoRegLib.errors import FileFormatError, OutputError
 from DiffeoRegLib.volumes import dicom, itk_images, nifti
+from DiffeoRegLib.volumes.dicom_write import write_dicom
 from DiffeoRegLib.volumes.file_guard import quiet_itk, reading, stem_of, suffix_of, writing
 from DiffeoRegLib.volumes.point_files import read_points, write_points
 from DiffeoRegLib.volumes.volume import Volume
@@ -41,7 +42,7 @@ def read_volume(path: str | Path, *, labels: bool = False, name: str | None = No
 
 
 def write_volume(volume: Volume, path: str | Path, *, overwrite: bool = False) -> None:
-    """A volume as NIfTI, NRRD, MetaImage (.mha), or a 2D one as PNG or TIFF, by the suffix.
+    """A volume as NIfTI, NRRD, MetaImage (.mha), a 2D one also as PNG or TIFF; without suffix a DICOM folder.
 
     Images are written as float32 (PNG: 8 or 16 bits), label maps in the smallest integer type that fits;
     a 2D volume becomes a file of one slice. The file appears complete or not at all.
@@ -49,8 +50,15 @@ def write_volume(volume: Volume, path: str | Path, *, overwrite: bool = False) -
     """
     path = Path(path)
     suffix = suffix_of(path)
+    if not suffix:
+        with quiet_itk():
+            write_dicom(volume, path, overwrite=overwrite)
+        return
     if suffix not in (".nii", ".nii.gz", *itk_images.WRITTEN):
-        raise OutputError(f"'{path.name}': DiffeoReg writes .nii.gz, .nii, .nrrd, .mha, .png and .tif.")
+        raise OutputError(
+            f"'{path.name}': DiffeoReg writes .nii.gz, .nii, .nrrd, .mha, .png, .tif and, "
+            "to a name without suffix, a folder of DICOM files."
+        )
     with quiet_itk(), writing(path, overwrite=overwrite) as partial:
         if suffix in (".nii", ".nii.gz"):
             nifti.write_nifti(volume, partial)

@@ -139,13 +139,13 @@ def fit_to_memory(grid: Grid, limit_bytes: int, settings: Settings | None = None
         target *= 1.1
         if longest / target < COARSEST_VOXELS:
             raise MemoryLimitError(
-                f"The registration needs about {needed / 1e9:.1f} GB and only "
-                f"{limit_bytes / 1e9:.1f} GB may be used; "
+                f"The registration needs about {needed / 1e9:.2g} GB and only "
+                f"{limit_bytes / 1e9:.2g} GB may be used; "
                 "even a very coarse working grid does not fit. Free memory or crop the images."
             )
         coarser = _even(_at_spacing(grid, target))
     spacing = " x ".join(f"{s:.3g}" for s in reversed(coarser.spacing))
     return coarser, [
         f"The working grid was coarsened to {spacing} mm: at full size the run needs about "
-        f"{needed / 1e9:.1f} GB and {limit_bytes / 1e9:.1f} GB may be used."
+        f"{needed / 1e9:.2g} GB and {limit_bytes / 1e9:.2g} GB may be used."
     ]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
-from DiffeoRegLib.errors import FileFormatError, GeometryError
-from DiffeoRegLib.volumes.files import read_volume
+from DiffeoRegLib.errors import FileFormatError, GeometryError, OutputError, OutputExistsError
+from DiffeoRegLib.space.grid import Grid
+from DiffeoRegLib.volumes.files import read_volume, write_volume
+from DiffeoRegLib.volumes.volume import Volume
 
 AXES = np.linalg.qr(np.array([[1.0, 0.2, 0.1], [-0.2, 1.0, 0.3], [0.1, -0.2, 1.0]]))[0]
 SPACING = (0.75, 1.25, 2.5)
@@ -95,3 +98,43 @@ def test_folder_without_images(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(FileFormatError, match="no DICOM images"):
         read_volume(tmp_path)
+
+
+@pytest.mark.parametrize("handed", [1.0, -1.0])
+@pytest.mark.parametrize("labels", [False, True])
+def test_a_written_series_comes_back_in_its_place(tmp_path, handed, labels):
+    world = np.eye(4)
+    world[:3, :3] = AXES * np.array([3.0 * handed, 1.2, 0.9])
+    world[:3, 3] = ORIGIN
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randn(6, 7, 8, generator=generator) * 100
+    if labels:
+        values = (values > 50).int() * 7
+    volume = Volume(values, Grid((6, 7, 8), world), name="moved", is_labels=labels)
+    write_volume(volume, tmp_path / "series")
+    back = read_volume(tmp_path / "series", labels=labels)
+    everywhere = np.stack(np.meshgrid(*[np.arange(n) for n in (6, 7, 8)], indexing="ij"), -1).reshape(-1, 3)
+    index = back.grid.index_from_world(volume.grid.world_from_index(everywhere))
+    assert np.abs(index - np.rint(index)).max() < 1e-3
+    found = back.data[tuple(np.rint(index).astype(int).T)].reshape(6, 7, 8)
+    step = float(values.max() - values.min()) / 65535
+    assert float((found - values).abs().max()) <= (0 if labels else step)
+
+
+def test_an_existing_series_is_kept_unless_asked(tmp_path):
+    volume = Volume(torch.rand(3, 4, 5), Grid((3, 4, 5), np.eye(4)))
+    write_volume(volume, tmp_path / "series")
+    before = sorted((tmp_path / "series").iterdir())
+    with pytest.raises(OutputExistsError, match="holds files already"):
+        write_volume(volume, tmp_path / "series")
+    assert sorted((tmp_path / "series").iterdir()) == before
+    write_volume(Volume(torch.rand(2, 4, 5), Grid((2, 4, 5), np.eye(4))), tmp_path / "series", overwrite=True)
+    assert len(list((tmp_path / "series").iterdir())) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["series"]
+
+
+def test_a_folder_that_cannot_be_written_leaves_nothing(tmp_path):
+    volume = Volume(torch.rand(3, 4, 5), Grid((3, 4, 5), np.eye(4)))
+    with pytest.raises(OutputError, match="Create it first"):
+        write_volume(volume, tmp_path / "nowhere" / "series")
+    assert not list(tmp_path.iterdir())
