@@ -13,6 +13,7 @@ from types import FrameType
 
 from DiffeoRegLib.cli.arguments import build_parser
 from DiffeoRegLib.cli.console import Console, open_console
+from DiffeoRegLib.cli.waiting import choose_waiting
 from DiffeoRegLib.errors import Cancelled, DeviceError, InputError, MemoryLimitError, OutputError
 
 OK, UNEXPECTED, BAD_INPUT, BAD_OUTPUT, NO_MEMORY, CANCELLED = 0, 1, 2, 3, 4, 130
@@ -68,6 +69,7 @@ def _run(words: list[str], console: Console) -> int:
     if arguments.command is None:
         build_parser().print_help()
         return BAD_INPUT
+    choose_waiting()
     from DiffeoRegLib.cli import commands  # torch is loaded here, so that --help stays quick
 
     try:

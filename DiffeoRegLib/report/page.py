@@ -12,7 +12,9 @@ from DiffeoRegLib.report.planes import Plane
 from DiffeoRegLib.report.style import STYLE
 from DiffeoRegLib.report.text import STAGES, deformation_rows, millimetres, number, stage_rows, verdict
 
-PHASE_COLOURS = ("#0f6cbd", "#2a9d8f", "#e9a23b", "#b5588f", "#7a6fd0", "#8a97a5", "#c8553d", "#4c9f38")
+PHASE_COLOURS = (
+    "#0f6cbd", "#2a9d8f", "#e9a23b", "#b5588f", "#7a6fd0", "#8a97a5", "#c8553d", "#4c9f38", "#6b4f3a",
+)  # fmt: skip
 SHOWN_LABELS = 12
 REMARKS = "Remarks of the run"
 
@@ -74,7 +76,7 @@ def _cards(report: Mapping[str, Any]) -> str:
         cards.append((_change(report["landmarks"], "mean", "{:.1f}"), "landmark error, mm"))
     cards.append((f"{report['folds']['folded_percent']:.3g} %", "folded"))
     cards.append((millimetres(report["inverse_consistency_mm"]["mean"]), "inverse error, mean"))
-    cards.append((number(report["displacement_mm"]["deformation"]["mean"], "{:.1f} mm"), "deformation, mean"))
+    cards.append((number(report["displacement_mm"]["deformation"]["mean"], "{:.2f} mm"), "deformation, mean"))
     inner = "".join(f'<div class="card"><b>{escape(a)}</b><span>{escape(b)}</span></div>' for a, b in cards)
     return f'<div class="cards">{inner}</div>'
 

@@ -13,7 +13,7 @@ from DiffeoRegLib.space.lattice import slabs
 from DiffeoRegLib.space.sample import sample
 from DiffeoRegLib.space.transform import DisplacementTransform, Transform, displacement_on
 
-STRIDES = (8, 4, 2)
+STRIDES = (2, 4, 8)
 
 
 def storage_grid(transform: Transform, full_grid: Grid, tolerance_mm: float = 0.01) -> Grid:
@@ -27,14 +27,7 @@ def storage_grid(transform: Transform, full_grid: Grid, tolerance_mm: float = 0.
     grid = full_grid
     if isinstance(transform, DisplacementTransform) and transform.grid.voxel_count < full_grid.voxel_count:
         grid = transform.grid
-    alone = [
-        [
-            s
-            for s in STRIDES
-            if grid.shape[axis] > s and _reproduces(transform, grid, _only(axis, s, grid), tolerance_mm)
-        ]
-        for axis in range(grid.dim)
-    ]
+    alone = [_strides_of(axis, transform, grid, tolerance_mm) for axis in range(grid.dim)]
     choices = sorted(
         product(*[[*strides, 1] for strides in alone]), key=lambda s: grid.coarsened(s).voxel_count
     )
@@ -62,6 +55,16 @@ def upright_grid(grid: Grid) -> Grid:
     world[:3, :3] = axes * steps
     world[:3, 3] = axes @ low
     return Grid(tuple(int(n) for n in shape), world)
+
+
+def _strides_of(axis: int, transform: Transform, grid: Grid, tolerance_mm: float) -> list[int]:
+    """The strides that one axis bears; where a stride loses too much, larger ones are not tried."""
+    borne: list[int] = []
+    for s in STRIDES:
+        if grid.shape[axis] <= s or not _reproduces(transform, grid, _only(axis, s, grid), tolerance_mm):
+            break
+        borne.append(s)
+    return borne
 
 
 def _only(axis: int, stride: int, grid: Grid) -> tuple[int, ...]:

@@ -22,8 +22,8 @@ FEWEST_VOXELS = 96
 """A preset's spacing (made for people) leaves at least these along the longest axis, if there are any."""
 COARSEST_VOXELS = 24
 """fit_to_memory does not coarsen the longest axis below this."""
-BYTES_PER_VOXEL_3D = 230
-BYTES_PER_VOXEL_2D = 170
+BYTES_PER_VOXEL_3D = 340
+BYTES_PER_VOXEL_2D = 250
 """Peak bytes per working voxel of the instance optimisation, fields and window sums together."""
 BASE_BYTES = 400_000_000
 """The process itself: interpreter and libraries."""

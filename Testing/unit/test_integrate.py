@@ -18,6 +18,7 @@ from DiffeoRegLib.flows.exponential import (
 )
 from DiffeoRegLib.flows.integrate import (
     FADE_MM,
+    TAPER_PER_MM,
     WIDEST_TAPER_MM,
     covering_grid,
     faded,
@@ -170,8 +171,8 @@ def test_the_automatic_ring_grows_with_the_motion_at_the_border():
     assert needed_taper_mm(inside, grid, grid) == 0
     at_border = rest.clone()
     at_border[0, 0, 5, 0] = 1.0  # one voxel of 2 mm, on the border of the second axis
-    assert needed_taper_mm(at_border, grid, grid) == pytest.approx(5.0)
-    assert needed_taper_mm(3 * at_border, grid, grid) == pytest.approx(15.0)
+    assert needed_taper_mm(at_border, grid, grid) == pytest.approx(2.0 * TAPER_PER_MM)
+    assert needed_taper_mm(3 * at_border, grid, grid) == pytest.approx(6.0 * TAPER_PER_MM)
     assert needed_taper_mm(50 * at_border, grid, grid) == WIDEST_TAPER_MM
     wider = grid.padded([20, 40], [20, 40])
     assert needed_taper_mm(50 * at_border, grid, wider) == 0  # faded away before the border of the view
