@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-BUSY_SHARE = 0.2
+BUSY_CORES = 0.5
 STATISTICS = Path("/proc/stat")
 
 
@@ -23,7 +23,7 @@ def choose_waiting(seconds: float = 0.1) -> None:
     if any(name in os.environ for name in CHOICES):
         return
     share = busy_share(seconds)
-    if share is not None and share > BUSY_SHARE:
+    if share is not None and share * (os.cpu_count() or 1) > BUSY_CORES:
         os.environ["GOMP_SPINCOUNT"] = "0"
 
 

@@ -24,7 +24,7 @@ LEAST_DETERMINANT = 0.01
 MORE_SQUARINGS = 3
 """So often `auto` doubles the steps of a time-varying flow that folds."""
 WIDEST_TAPER_MM = 30.0
-TAPER_PER_MM = 1.5
+TAPER_PER_MM = 2.5
 """An automatic taper is this many times as wide as the velocity on the border of the view is long."""
 INVERSE_TOLERANCE_VOX = 1e-3
 

@@ -41,9 +41,10 @@ def test_unknown_where_the_system_does_not_tell(tmp_path):
     assert waiting.busy_share(0.0, tmp_path / "nothing") is None
 
 
-@pytest.mark.parametrize(("busy", "expected"), [(0.9, "0"), (0.0, None), (None, None)])
+@pytest.mark.parametrize(("busy", "expected"), [(0.9, "0"), (0.3, "0"), (0.2, None), (None, None)])
 def test_threads_sleep_only_on_a_busy_computer(monkeypatch, busy, expected):
     monkeypatch.setattr(waiting, "busy_share", lambda _: busy)
+    monkeypatch.setattr(waiting.os, "cpu_count", lambda: 2)
     monkeypatch.setenv("GOMP_SPINCOUNT", "x")  # so that the end of the test removes what is set
     monkeypatch.delenv("GOMP_SPINCOUNT")
     waiting.choose_waiting()
