@@ -151,6 +151,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "multimodal": Preset(
         "Multi-modal", "Different contrasts or scanners: T1/T2, CT/MR, MR/ultrasound.",
-        "mind", (8.0, 4.0, 2.0), _MULTI, _MULTI_DENSE, working_spacing_mm=1.5,
+        "mind", (8.0, 4.0, 2.0), _MULTI, _MULTI_DENSE,
+        update_sigma=4.2, velocity_sigma=1.0, working_spacing_mm=1.5,
     ),
 }  # fmt: skip

@@ -165,6 +165,13 @@ def _details(group: argparse._ArgumentGroup) -> None:
         "--iterations", type=_whole_numbers, metavar="A,B,..", help="per level, coarse to fine"
     )
     group.add_argument(
+        "--regularity",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="factor on all smoothing: 2 is stiffer, 0.5 more flexible (default: 1)",
+    )
+    group.add_argument(
         "--dense-iterations",
         type=int,
         metavar="N",

@@ -15,7 +15,7 @@ from DiffeoRegLib.volumes.pair import Correspondence, Masks
 from DiffeoRegLib.volumes.volume import Volume
 
 SAME_NAME = (
-    "method", "preset", "effort", "similarity", "steps", "iterations", "dense_iterations",
+    "method", "preset", "effort", "similarity", "steps", "iterations", "dense_iterations", "regularity",
     "working_spacing_mm", "padding_mm",
     "taper_mm", "interpolation", "device", "threads", "memory_limit_gb", "seed",
 )  # fmt: skip
