@@ -107,8 +107,8 @@ def _whole(value: object, least: int) -> bool:
 class Preset:
     """What a kind of image needs.
 
-    modality_note: shown to the user.  The rest are defaults for the fields of the same name in Settings;
-    `iterations` is given per effort, coarse to fine, matching `levels_mm`.
+    title, use: shown to the user.  The rest are defaults for the fields of the same name in Settings;
+    `iterations` and `dense_iterations` are given per effort, coarse to fine, matching `levels_mm`.
     """
 
     title: str
