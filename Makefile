@@ -94,7 +94,7 @@ types: $(VENV)/.tests
 	$(BIN)/mypy
 
 check: $(VENV)/.tests
-	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n $(JOBS)
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg PYTHONWARNDEFAULTENCODING=1 $(BIN)/python -m pytest -n $(JOBS)
 
 format: $(VENV)/.tests
 	$(BIN)/ruff check --fix .

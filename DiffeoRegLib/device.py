@@ -135,7 +135,7 @@ def cpu_name() -> str:
     """What the processor calls itself, or its architecture."""
     listing = Path("/proc/cpuinfo")
     if listing.is_file():
-        for line in listing.read_text(errors="replace").splitlines():
+        for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.lower().startswith("model name"):
                 return line.partition(":")[2].strip()
     import platform
@@ -148,7 +148,7 @@ def _system_bytes() -> int | None:
         return _windows_bytes()
     listing = Path("/proc/meminfo")
     if listing.is_file():
-        return _meminfo_bytes(listing.read_text())
+        return _meminfo_bytes(listing.read_text(encoding="utf-8"))
     if sys.platform == "darwin":  # free memory is not one number there: three quarters of all memory
         return int(os.sysconf("SC_PAGE_SIZE")) * int(os.sysconf("SC_PHYS_PAGES")) * 3 // 4
     return None
@@ -168,9 +168,11 @@ def _cgroup_bytes(root: Path = Path("/sys/fs/cgroup")) -> int | None:
         limit_path, used_path = root / limit_file, root / used_file
         if not (limit_path.is_file() and used_path.is_file()):
             continue
-        limit = limit_path.read_text().strip()
+        limit = limit_path.read_text(encoding="utf-8").strip()
         if limit != "max" and int(limit) < 2**60:  # v1 writes a huge number for "no limit"
-            return max(int(limit) - int(used_path.read_text()) + _reclaimable(limit_path.parent), 0)
+            return max(
+                int(limit) - int(used_path.read_text(encoding="utf-8")) + _reclaimable(limit_path.parent), 0
+            )
     return None
 
 
@@ -178,7 +180,7 @@ def _reclaimable(folder: Path) -> int:
     """File cache the kernel gives back on demand, counted as used by the container, bytes."""
     statistics = folder / "memory.stat"
     if statistics.is_file():
-        for line in statistics.read_text().splitlines():
+        for line in statistics.read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition(" ")
             if name in ("inactive_file", "total_inactive_file"):
                 return int(value)

@@ -43,7 +43,7 @@ def _times(statistics: Path) -> tuple[int, int] | None:
     """Ticks in use and ticks in all since the computer started, from Linux's first line of /proc/stat."""
     if not statistics.is_file():
         return None
-    words = statistics.read_text().split("\n", 1)[0].split()
+    words = statistics.read_text(encoding="utf-8").split("\n", 1)[0].split()
     ticks = [int(word) for word in words[1:9]]
     idle = ticks[3] + ticks[4]
     return sum(ticks) - idle, sum(ticks)

@@ -83,7 +83,11 @@ def timed(action):
 
 
 def brain(data: Path, trials: int) -> None:
-    lines = [line for line in (data / "brain_pairs.csv").read_text().splitlines() if line and line[0] != "#"]
+    lines = [
+        line
+        for line in (data / "brain_pairs.csv").read_text(encoding="utf-8").splitlines()
+        if line and line[0] != "#"
+    ]
     for row in csv.DictReader(lines):
         fixed, moving = read_volume(data / row["fixed"]), read_volume(data / row["moving"])
         labels = [read_volume(data / row[key], labels=True) for key in ("fixed_labels", "moving_labels")]

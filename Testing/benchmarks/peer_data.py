@@ -35,7 +35,11 @@ from peer_pair import Pair, read_points, synthetic_pair
 
 
 def brain(data: Path, cache: Path) -> Iterator[Pair]:
-    lines = [line for line in (data / "brain_pairs.csv").read_text().splitlines() if line and line[0] != "#"]
+    lines = [
+        line
+        for line in (data / "brain_pairs.csv").read_text(encoding="utf-8").splitlines()
+        if line and line[0] != "#"
+    ]
     for row in csv.DictReader(lines):
         files = {key: data / value for key, value in row.items()}
         name = f"brain_{files['fixed'].name[:4]}_{files['moving'].name[:4]}"

@@ -33,7 +33,7 @@ class Pair:
 
 def read_points(path: Path) -> Points:
     """Landmarks of an elastix text file (`point`, count, rows) or a legacy ASCII `.vtk` polydata file."""
-    words = path.read_text().split()
+    words = path.read_text(encoding="utf-8").split()
     if path.suffix == ".vtk":
         at = words.index("POINTS")
         count, values = int(words[at + 1]), words[at + 3 :]

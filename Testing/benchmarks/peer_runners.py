@@ -51,7 +51,9 @@ class Clock:
 
 def start_matrix(path: str) -> NDArray[np.float64]:
     """4x4 matrix fixed point -> moving point (LPS) of an ITK text transform, read without ITK."""
-    entries = dict(line.split(":", 1) for line in Path(path).read_text().splitlines() if ":" in line)
+    entries = dict(
+        line.split(":", 1) for line in Path(path).read_text(encoding="utf-8").splitlines() if ":" in line
+    )
     values = np.array(entries["Parameters"].split(), dtype=np.float64)
     if values.size != 12:
         raise ValueError(f"{path}: expected an affine transform with 12 parameters.")
@@ -184,7 +186,8 @@ def elastix(job: Job, **options: list[str]) -> Answer:
         '(Transform "AffineTransform")\n(NumberOfParameters 12)\n'
         f"(TransformParameters {values})\n(CenterOfRotationPoint 0.0 0.0 0.0)\n"
         '(InitialTransformParameterFileName "NoInitialTransform")\n(HowToCombineTransforms "Compose")\n'
-        "(FixedImageDimension 3)\n(MovingImageDimension 3)\n" + _elastix_geometry(fixed)
+        "(FixedImageDimension 3)\n(MovingImageDimension 3)\n" + _elastix_geometry(fixed),
+        encoding="utf-8",
     )
     parameters = itk.ParameterObject.New()
     table = parameters.GetDefaultParameterMap("bspline")
@@ -294,7 +297,7 @@ RUNNERS: dict[str, tuple[str, Callable[[Job], Answer]]] = {
 
 def main() -> int:
     """Run the job file's method; 3 = package not installed, 4 = not for this pair, others are crashes."""
-    job: Job = json.loads(Path(sys.argv[1]).read_text())
+    job: Job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     package, run = RUNNERS[job["method"]]
     try:
         __import__(package)
@@ -310,7 +313,7 @@ def main() -> int:
     except NotForThisPairError as reason:
         print(reason, file=sys.stderr)
         return 4
-    (Path(job["out"]) / "answer.json").write_text(json.dumps(answer))
+    (Path(job["out"]) / "answer.json").write_text(json.dumps(answer), encoding="utf-8")
     return 0
 
 

@@ -131,11 +131,11 @@ def save(rows: Sequence[Row], path: Path, reference: str) -> None:
     """Write the rows as .json, or the tables as .md."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".md":
-        path.write_text(markdown(rows, reference) + "\n")
+        path.write_text(markdown(rows, reference) + "\n", encoding="utf-8")
         return
     machine = {
         "system": platform.platform(),
         "processor": platform.machine(),
         "python": platform.python_version(),
     }
-    path.write_text(json.dumps({"machine": machine, "rows": list(rows)}, indent=1))
+    path.write_text(json.dumps({"machine": machine, "rows": list(rows)}, indent=1), encoding="utf-8")

@@ -91,7 +91,7 @@ def run_process(command: Sequence[str], log: Path, *, threads: int, limit_second
 
 def _resident_peak_kb(pid: int) -> float:
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     except OSError:  # no /proc on this system, or the process is gone: the caller has a fallback
         return 0.0
     return max((float(line.split()[1]) for line in lines if line.startswith("VmHWM")), default=0.0)
@@ -111,13 +111,13 @@ def run_peer(method: str, pair: peer_pair.Pair, start: Path, out: Path, args: ar
     }
     if args.masks and pair.fixed_mask and pair.moving_mask:
         job |= {"fixed_mask": str(pair.fixed_mask), "moving_mask": str(pair.moving_mask)}
-    (out / "job.json").write_text(json.dumps(job))
+    (out / "job.json").write_text(json.dumps(job), encoding="utf-8")
     command = [args.peer_python, str(HERE / "peer_runners.py"), str(out / "job.json")]
     ran = run_process(command, out / "log.txt", threads=args.threads, limit_seconds=args.limit, cwd=out)
     last = _last_line(out / "log.txt")
     status = {0: "ok", 3: "not installed", 4: last, None: f"time limit {args.limit:.0f} s"}
     row: Row = {"status": status.get(ran.code, f"crashed ({ran.code}): {last}"), **_resources(ran)}
-    return row | (json.loads((out / "answer.json").read_text()) if ran.code == 0 else {})
+    return row | (json.loads((out / "answer.json").read_text(encoding="utf-8")) if ran.code == 0 else {})
 
 
 def ours_command(
@@ -139,10 +139,10 @@ def run_ours(method: str, pair: peer_pair.Pair, start: Path, out: Path, args: ar
         command, out / "log.txt", threads=args.threads, limit_seconds=args.limit, cwd=HERE.parents[1]
     )
     if ran.code != 0:
-        missing = "No module named DiffeoRegLib" in (out / "log.txt").read_text()
+        missing = "No module named DiffeoRegLib" in (out / "log.txt").read_text(encoding="utf-8")
         failed = "not installed" if missing else f"crashed ({ran.code}): {_last_line(out / 'log.txt')}"
         return {"status": f"time limit {args.limit:.0f} s" if ran.code is None else failed, **_resources(ran)}
-    report = json.loads((out / "ours" / "report.json").read_text())
+    report = json.loads((out / "ours" / "report.json").read_text(encoding="utf-8"))
     phases: dict[str, float] = peer_tables.phase_seconds(report)
     return {
         "status": "ok",
@@ -160,7 +160,7 @@ def _resources(ran: Ran) -> Row:
 
 
 def _last_line(path: Path) -> str:
-    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return lines[-1][:160] if lines else "no output"
 
 
@@ -226,7 +226,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("This benchmark reads the resources of its processes with os.wait4: Linux or macOS.")
         return 1
     if args.merge:
-        rows = peer_tables.merge([json.loads(path.read_text())["rows"] for path in args.merge])
+        rows = peer_tables.merge(
+            [json.loads(path.read_text(encoding="utf-8"))["rows"] for path in args.merge]
+        )
     else:
         methods = args.methods.split(",")
         groups = ["quick"] if args.quick else [g for g in peer_data.SETS if g != "quick"]

@@ -144,7 +144,7 @@ def test_layers_name_each_room_once() -> None:
 def test_the_panel_can_import_it_where_torch_is_missing(module: str, repository: Path) -> None:
     blocked = "import sys; sys.modules['torch'] = None; import DiffeoRegLib." + module
     run = subprocess.run(
-        [sys.executable, "-c", blocked], cwd=repository, capture_output=True, text=True, check=False
+        [sys.executable, "-c", blocked], cwd=repository, capture_output=True, encoding="utf-8", check=False
     )
     assert run.returncode == 0, run.stderr
 
@@ -152,7 +152,7 @@ def test_the_panel_can_import_it_where_torch_is_missing(module: str, repository:
 def test_the_block_on_torch_works(repository: Path) -> None:
     blocked = "import sys; sys.modules['torch'] = None; import DiffeoRegLib.space.sample"
     run = subprocess.run(
-        [sys.executable, "-c", blocked], cwd=repository, capture_output=True, text=True, check=False
+        [sys.executable, "-c", blocked], cwd=repository, capture_output=True, encoding="utf-8", check=False
     )
     assert run.returncode != 0
     assert "torch" in run.stderr
@@ -161,9 +161,9 @@ def test_the_block_on_torch_works(repository: Path) -> None:
 def test_command_tells_file_line_and_rule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     room = tmp_path / "DiffeoRegLib" / "space"
     room.mkdir(parents=True)
-    (room / "grid.py").write_text("x = 1\nimport slicer\n")
+    (room / "grid.py").write_text("x = 1\nimport slicer\n", encoding="utf-8")
     assert lint.main([str(tmp_path)]) == 1
     assert capsys.readouterr().out.startswith("DiffeoRegLib/space/grid.py:2: no_slicer: ")
-    (room / "grid.py").write_text("x = 1\n")
+    (room / "grid.py").write_text("x = 1\n", encoding="utf-8")
     assert lint.main([str(tmp_path)]) == 0
     assert capsys.readouterr().out == ""

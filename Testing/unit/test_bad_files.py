@@ -105,10 +105,10 @@ def test_shortened_plain_files_get_a_sentence(tmp_path, name):
 def test_missing_and_unknown_files(tmp_path):
     with pytest.raises(FileFormatError, match="no file"):
         read_volume(tmp_path / "none.nii.gz")
-    (tmp_path / "notes.docx").write_text("hello")
+    (tmp_path / "notes.docx").write_text("hello", encoding="utf-8")
     with pytest.raises(FileFormatError, match="does not read"):
         read_volume(tmp_path / "notes.docx")
-    (tmp_path / "plain").write_text("hello")
+    (tmp_path / "plain").write_text("hello", encoding="utf-8")
     with pytest.raises(FileFormatError, match="does not read"):
         read_volume(tmp_path / "plain")
 
@@ -121,10 +121,10 @@ def test_analyze_is_refused(tmp_path):
 
 def test_existing_output_is_kept(tmp_path):
     path = tmp_path / "v.nii.gz"
-    path.write_text("precious")
+    path.write_text("precious", encoding="utf-8")
     with pytest.raises(OutputExistsError):
         write_volume(volume(), path)
-    assert path.read_text() == "precious"
+    assert path.read_text(encoding="utf-8") == "precious"
     write_volume(volume(), path, overwrite=True)
     assert read_volume(path).grid.shape == (5, 6, 7)
 
@@ -176,12 +176,12 @@ def test_full_disk_leaves_nothing_and_says_so(tmp_path, repository):
     names = ["v.nii", "v.nii.gz", "v.nrrd", "v.mha", "v.png", "v.tif", "field.nrrd", "field.nii.gz"]
     paths = [tmp_path / name for name in names]
     for path in paths:
-        path.write_text("precious")
+        path.write_text("precious", encoding="utf-8")
     command = [sys.executable, "-c", FULL_DISK, *map(str, paths)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=repository)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True, cwd=repository)
     said = [line.split()[0] for line in done.stdout.splitlines()]
     assert said == ["SAID"] * len(paths), done.stdout
-    assert all(path.read_text() == "precious" for path in paths)
+    assert all(path.read_text(encoding="utf-8") == "precious" for path in paths)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
 
 
@@ -210,6 +210,6 @@ def test_interruption_leaves_nothing(tmp_path, monkeypatch):
     ],
 )
 def test_bad_point_files_get_a_sentence(tmp_path, name, text):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(FileFormatError):
         read_points(tmp_path / name)

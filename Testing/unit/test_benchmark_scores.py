@@ -183,13 +183,13 @@ def test_landmark_and_inverse_errors_in_mm() -> None:
 
 
 def test_points_of_both_formats(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("point\n2\n1 2 3\n4 5.5 -6\n")
+    (tmp_path / "a.txt").write_text("point\n2\n1 2 3\n4 5.5 -6\n", encoding="utf-8")
     (tmp_path / "a.vtk").write_text(
-        "# vtk\nx\nASCII\nDATASET POLYDATA\nPOINTS 2 float\n1 2 3 4\n5.5 -6\nVERTICES 1 2\n"
+        "# vtk\nx\nASCII\nDATASET POLYDATA\nPOINTS 2 float\n1 2 3 4\n5.5 -6\nVERTICES 1 2\n", encoding="utf-8"
     )
     for name in ("a.txt", "a.vtk"):
         np.testing.assert_array_equal(peer_pair.read_points(tmp_path / name), [[1, 2, 3], [4, 5.5, -6]])
-    (tmp_path / "b.txt").write_text("index\n1\n1 2 3\n")
+    (tmp_path / "b.txt").write_text("index\n1\n1 2 3\n", encoding="utf-8")
     with pytest.raises(ValueError, match="physical points"):
         peer_pair.read_points(tmp_path / "b.txt")
 
@@ -233,7 +233,7 @@ def test_truth_prefers_the_right_transform(known: peer_pair.Pair, tmp_path: Path
 
 
 def script(path: Path, text: str) -> str:
-    path.write_text("#!/bin/sh\n" + text)
+    path.write_text("#!/bin/sh\n" + text, encoding="utf-8")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return str(path)
 
@@ -298,7 +298,7 @@ def test_our_row_counts_only_registering(
 ) -> None:
     phases = dict(reading=1.0, align=2.0, refine=4.0, resample=8.0, measure=16.0, writing=32.0, total=63.0)
     (tmp_path / "ours").mkdir()
-    (tmp_path / "ours" / "report.json").write_text(json.dumps({"seconds": phases}))
+    (tmp_path / "ours" / "report.json").write_text(json.dumps({"seconds": phases}), encoding="utf-8")
     args = argparse.Namespace(masks=False, ours_args="", threads=1, limit=20.0)
     for text, status in (("exit 0\n", "ok"), ("echo sorry; exit 2\n", "crashed (2): sorry")):
         monkeypatch.setattr(peers.sys, "executable", script(tmp_path / "python", text))
@@ -322,11 +322,11 @@ def test_a_missing_package_is_told_apart_from_a_crash(
     monkeypatch.setattr(peer_runners, "RUNNERS", table)
     codes = {}
     for method in table:
-        (tmp_path / "job.json").write_text(json.dumps(job | {"method": method}))
+        (tmp_path / "job.json").write_text(json.dumps(job | {"method": method}), encoding="utf-8")
         monkeypatch.setattr(sys, "argv", ["x", str(tmp_path / "job.json")])
         codes[method] = peer_runners.main()
     assert codes == {"a": 3, "b": 4, "c": 0}
-    assert json.loads((tmp_path / "answer.json").read_text()) == {"fine": 1}
+    assert json.loads((tmp_path / "answer.json").read_text(encoding="utf-8")) == {"fine": 1}
 
 
 def row(pair: str, method: str, dice: float, cpu: float) -> dict[str, Any]:
@@ -347,7 +347,7 @@ def test_table_ratios_and_merging(tmp_path: Path) -> None:
     assert "-0.1000" in greedy
     assert greedy.count("2.00x") == 2
     peer_tables.save(rows, tmp_path / "a.json", "ours")
-    assert json.loads((tmp_path / "a.json").read_text())["rows"] == rows
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))["rows"] == rows
     partial = peer_tables.markdown([r for r in rows if (r["pair"], r["method"]) != ("q", "greedy")], "ours")
     line = next(line for line in partial.splitlines() if line.startswith("| greedy"))
     assert line.endswith("| - | - | - | - |")  # means over other pairs are not compared
@@ -357,7 +357,7 @@ def test_quick_run_through_the_command(tmp_path: Path, capsys: pytest.CaptureFix
     arguments = ["--quick", "--methods", "demons-fast", "--threads", "1", "--scratch", str(tmp_path)]
     code = peers.main([*arguments, "--out", str(tmp_path / "r.json"), "--reference", "start"])
     printed = capsys.readouterr().out
-    rows = {r["method"]: r for r in json.loads((tmp_path / "r.json").read_text())["rows"]}
+    rows = {r["method"]: r for r in json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["rows"]}
     assert code == 0, printed
     assert rows["demons-fast"]["dice"] > rows["start"]["dice"] + 0.03
     assert rows["demons-fast"]["register_seconds"] < rows["demons-fast"]["wall_seconds"]

@@ -32,7 +32,7 @@ def test_register_writes_the_fixed_names_and_nothing_else(pair_files, tmp_path, 
     said = capsys.readouterr()
     assert "Folded cells" in said.out
     assert "A remark of the run." in said.err
-    report = json.loads((out / "report.json").read_text())
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert report["transform"]["transform_stored_error_mm"] < 0.02
     assert report["seconds"]["writing"] > 0
     assert next(iter(report["seconds"])) == "reading"
@@ -81,7 +81,7 @@ def test_masks_segmentations_and_landmarks_reach_the_registration(pair_files, tm
     assert guidance.fixed_labels is not None
     assert guidance.moving_points_mm.shape == (2, 3)
     assert evaluation.fixed_labels is not None
-    report = json.loads((tmp_path / "o" / "report.json").read_text())
+    report = json.loads((tmp_path / "o" / "report.json").read_text(encoding="utf-8"))
     assert report["landmarks"]["final"]["mean"] < 1e-3
     assert report["labels"]["mean"]["final"]["dice"] > 0.85
     moved = read_volume(tmp_path / "o" / "moved_seg.nii.gz", labels=True)
@@ -116,19 +116,19 @@ def test_written_transforms_are_itk_files_in_lps(pair_files, tmp_path, registrat
 def test_existing_results_are_kept_without_overwrite(pair_files, tmp_path, registrations, capsys):
     out = tmp_path / "out"
     out.mkdir()
-    (out / "moved_seg.nii.gz").write_text("precious")
-    (out / "notes.txt").write_text("mine")
+    (out / "moved_seg.nii.gz").write_text("precious", encoding="utf-8")
+    (out / "notes.txt").write_text("mine", encoding="utf-8")
     assert run(*register_words(pair_files, out, "--quiet")) == 3
     assert "--overwrite" in one_sentence(capsys)
     assert registrations == []
     assert run(*register_words(pair_files, out, "--quiet", "--overwrite")) == 0
     # The older segmentation has no counterpart in this run: next to the new files it would mislead.
     assert {path.name for path in out.iterdir()} == RESULTS | {"notes.txt"}
-    assert (out / "notes.txt").read_text() == "mine"
+    assert (out / "notes.txt").read_text(encoding="utf-8") == "mine"
 
 
 def test_output_that_is_a_file_or_cannot_be_written(pair_files, tmp_path, registrations, capsys):
-    (tmp_path / "file").write_text("x")
+    (tmp_path / "file").write_text("x", encoding="utf-8")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         assert run(*register_words(pair_files, out, "--quiet")) == 3
         assert "file" in one_sentence(capsys)

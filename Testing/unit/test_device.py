@@ -94,9 +94,9 @@ def test_meminfo_is_read_in_kibibytes():
 
 
 def _cgroup(folder: Path, limit: str, used: str, cache: int) -> Path:
-    (folder / "memory.max").write_text(f"{limit}\n")
-    (folder / "memory.current").write_text(f"{used}\n")
-    (folder / "memory.stat").write_text(f"anon 5\ninactive_file {cache}\n")
+    (folder / "memory.max").write_text(f"{limit}\n", encoding="utf-8")
+    (folder / "memory.current").write_text(f"{used}\n", encoding="utf-8")
+    (folder / "memory.stat").write_text(f"anon 5\ninactive_file {cache}\n", encoding="utf-8")
     return folder
 
 
@@ -112,10 +112,10 @@ def test_no_container_limit(tmp_path):
 def test_an_old_container_limit(tmp_path):
     folder = tmp_path / "memory"
     folder.mkdir()
-    (folder / "memory.usage_in_bytes").write_text("300\n")
-    (folder / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    (folder / "memory.usage_in_bytes").write_text("300\n", encoding="utf-8")
+    (folder / "memory.limit_in_bytes").write_text("9223372036854771712\n", encoding="utf-8")
     assert device._cgroup_bytes(tmp_path) is None
-    (folder / "memory.limit_in_bytes").write_text("1000\n")
+    (folder / "memory.limit_in_bytes").write_text("1000\n", encoding="utf-8")
     assert device._cgroup_bytes(tmp_path) == 700
 
 

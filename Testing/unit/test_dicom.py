@@ -95,7 +95,7 @@ def test_a_lean_from_rounded_headers_is_straightened(tmp_path):
 
 
 def test_folder_without_images(tmp_path):
-    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "notes.txt").write_text("hello", encoding="utf-8")
     with pytest.raises(FileFormatError, match="no DICOM images"):
         read_volume(tmp_path)
 

@@ -238,12 +238,12 @@ def test_point_files_of_other_programs(tmp_path):
         "POINTS 1 float\n-1.25 2.5 3.75\n",
     }
     for name, text in files.items():
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text, encoding="utf-8")
         assert np.allclose(read_points(tmp_path / name), POINTS[:1]), name
 
 
 def test_index_points_need_the_grid(tmp_path):
-    (tmp_path / "i.txt").write_text("index\n1\n2 3 4\n")
+    (tmp_path / "i.txt").write_text("index\n1\n2 3 4\n", encoding="utf-8")
     with pytest.raises(FileFormatError, match="voxels"):
         read_points(tmp_path / "i.txt")
     assert np.allclose(

@@ -153,6 +153,6 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in KiB on Linux only")
 def test_memory_is_that_of_the_result_and_a_block(repository):
     done = subprocess.run(
-        [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, cwd=repository
+        [sys.executable, "-c", MEMORY], capture_output=True, encoding="utf-8", check=True, cwd=repository
     )
     assert float(done.stdout) < 350  # MiB; positions of all voxels alone would take 75 in double precision

@@ -41,7 +41,12 @@ HANDED_DOWN = (
 def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if name not in HANDED_DOWN}
     return subprocess.run(
-        [str(word) for word in command], cwd=cwd, env=clean, capture_output=True, text=True, check=False
+        [str(word) for word in command],
+        cwd=cwd,
+        env=clean,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
     )
 
 
@@ -101,7 +106,7 @@ def test_ci_passes_the_status_of_make_test_on(
 ) -> None:
     (tmp_path / ".ci").mkdir()
     (tmp_path / ".ci" / "run").write_bytes((repository / ".ci" / "run").read_bytes())
-    (tmp_path / "Makefile").write_text(f"test:\n\t{recipe}\n")
+    (tmp_path / "Makefile").write_text(f"test:\n\t{recipe}\n", encoding="utf-8")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     assert (run("bash", "../.ci/run", cwd=elsewhere).returncode == 0) is passes
@@ -119,7 +124,8 @@ def fake_python(folder: Path, name: str, version: str, *, enough: bool, venv: bo
         f"  *'%d.%d'*) echo {version};;\n"
         f"  *'(3, 11)'*) exit {0 if enough else 1};;\n"
         f"  *ensurepip*) exit {0 if venv else 1};;\n"
-        "esac\n"
+        "esac\n",
+        encoding="utf-8",
     )
     path.chmod(0o755)
     return path
@@ -131,7 +137,7 @@ def find_python(repository: Path, *candidates: Path) -> subprocess.CompletedProc
 
 def test_find_python_takes_the_first_that_can_do_the_work(repository: Path, tmp_path: Path) -> None:
     launcher_of_nothing = tmp_path / "broken"
-    launcher_of_nothing.write_text("#!/bin/sh\nexit 127\n")
+    launcher_of_nothing.write_text("#!/bin/sh\nexit 127\n", encoding="utf-8")
     launcher_of_nothing.chmod(0o755)
     old = fake_python(tmp_path, "old", "3.9", enough=False, venv=True)
     bare = fake_python(tmp_path, "bare", "3.12", enough=True, venv=False)
@@ -323,7 +329,9 @@ def test_cmake_names_the_extension_as_slicer_expects(repository: Path) -> None:
 
 def test_cmake_adds_each_folder_that_has_something_to_install(repository: Path) -> None:
     added = re.findall(
-        r"^add_subdirectory\((\w+)\)", (repository / "CMakeLists.txt").read_text(), re.MULTILINE
+        r"^add_subdirectory\((\w+)\)",
+        (repository / "CMakeLists.txt").read_text(encoding="utf-8"),
+        re.MULTILINE,
     )
     assert sorted(added) == sorted(path.parent.name for path in repository.glob("[A-Z]*/CMakeLists.txt"))
 

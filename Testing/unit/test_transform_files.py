@@ -122,11 +122,16 @@ def test_nifti_fields_without_a_known_intent_are_refused(tmp_path):
         read_transform(tmp_path / "u.nii")
 
 
+def _save_matrix(path, matrix):
+    with path.open("w", encoding="ascii") as stream:
+        np.savetxt(stream, matrix)
+
+
 def test_text_matrices_are_ras(tmp_path):
-    np.savetxt(tmp_path / "greedy.mat", MATRIX)
+    _save_matrix(tmp_path / "greedy.mat", MATRIX)
     assert np.allclose(read_transform(tmp_path / "greedy.mat").moving_from_fixed, MATRIX)
     flat = np.array([[0.9, 0.1, 4.0], [-0.1, 0.9, 5.0], [0, 0, 1]])
-    np.savetxt(tmp_path / "flat.txt", flat)
+    _save_matrix(tmp_path / "flat.txt", flat)
     assert np.allclose(
         read_transform(tmp_path / "flat.txt").map_points(np.array([[1.0, 2, 3]])), [[5.1, 6.7, 3]]
     )
@@ -188,7 +193,7 @@ def test_damaged_files_get_a_sentence(tmp_path, name, kept):
 def test_other_bad_requests(tmp_path):
     with pytest.raises(FileFormatError, match="no file"):
         read_transform(tmp_path / "none.h5")
-    (tmp_path / "t.xyz").write_text("x")
+    (tmp_path / "t.xyz").write_text("x", encoding="utf-8")
     with pytest.raises(FileFormatError, match="no transform file"):
         read_transform(tmp_path / "t.xyz")
     sitk.WriteImage(sitk.Image([4, 5, 6], sitk.sitkFloat32), str(tmp_path / "image.nrrd"))

@@ -17,8 +17,10 @@ def statistics(folder, lines, monkeypatch):
     """A /proc/stat that changes from one line to the next at every sleep."""
     file = folder / "stat"
     rest = iter(lines)
-    file.write_text(next(rest) + "\ncpu0 1 2 3\n")
-    monkeypatch.setattr(waiting.time, "sleep", lambda _: file.write_text(next(rest) + "\ncpu0 1 2 3\n"))
+    file.write_text(next(rest) + "\ncpu0 1 2 3\n", encoding="utf-8")
+    monkeypatch.setattr(
+        waiting.time, "sleep", lambda _: file.write_text(next(rest) + "\ncpu0 1 2 3\n", encoding="utf-8")
+    )
     monkeypatch.setattr(waiting, "STATISTICS", file)
     return file
 

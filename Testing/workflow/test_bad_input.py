@@ -38,7 +38,7 @@ def nifti(array, path, affine=None):
 
 
 def points(path, rows):
-    path.write_text("x,y,z\n" + "".join(",".join(map(str, row)) + "\n" for row in rows))
+    path.write_text("x,y,z\n" + "".join(",".join(map(str, row)) + "\n" for row in rows), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def given(tmp_path_factory):
     points(folder / "away.csv", rows + 900)
     rng = np.random.default_rng(0)
     (folder / "foreign.h5").write_bytes(rng.bytes(2000))
-    (folder / "foreign.tfm").write_text("hello")
+    (folder / "foreign.tfm").write_text("hello", encoding="utf-8")
     return folder
 
 
@@ -227,7 +227,7 @@ def test_other_input_that_cannot_be_used(given, tmp_path, capsys, flags, said):
 )
 def test_odd_input_is_used_and_mentioned(given, tmp_path, flags, moving, said):
     assert run(given, tmp_path, flags, moving=moving) == OK
-    notes = json.loads((tmp_path / "out" / "report.json").read_text())["notes"]
+    notes = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["notes"]
     assert any(said in note for note in notes), notes
 
 
@@ -239,7 +239,7 @@ def test_an_earlier_result_is_a_start_and_no_image(given, tmp_path, capsys):
     assert run(given, tmp_path, [], moving="earlier/transform.h5") == BAD_INPUT
     assert "does not read" in refused(capsys, tmp_path)
     assert run(given, tmp_path, ["--init", earlier, "--moving-mask", "moving_mask.nii.gz"]) == OK
-    notes = json.loads((tmp_path / "out" / "report.json").read_text())["notes"]
+    notes = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["notes"]
     assert "Initial alignment: the given non-linear transform, as it is." in notes
 
 
@@ -275,10 +275,10 @@ def test_too_little_memory(given, tmp_path, capsys):
 
 def test_existing_results_are_kept(given, tmp_path, capsys):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "transform.h5").write_text("precious")
+    (tmp_path / "out" / "transform.h5").write_text("precious", encoding="utf-8")
     assert run(given, tmp_path, []) == BAD_OUTPUT
     assert "--overwrite" in refused(capsys, tmp_path, before=["out", "transform.h5"])
-    assert (tmp_path / "out" / "transform.h5").read_text() == "precious"
+    assert (tmp_path / "out" / "transform.h5").read_text(encoding="utf-8") == "precious"
 
 
 @pytest.mark.parametrize(

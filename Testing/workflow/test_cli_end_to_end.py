@@ -43,7 +43,7 @@ def test_every_file_is_there(finished):
 
 
 def test_the_report_proves_the_result(finished):
-    report = json.loads((finished[0] / "report.json").read_text())
+    report = json.loads((finished[0] / "report.json").read_text(encoding="utf-8"))
     labels = report["labels"]["mean"]
     assert labels["final"]["dice"] > labels["initial"]["dice"]
     assert labels["final"]["dice"] > 0.6
@@ -54,7 +54,7 @@ def test_the_report_proves_the_result(finished):
     assert report["similarity"]["final"]["lncc"] > report["similarity"]["initial"]["lncc"]
     assert report["transform"]["transform_stored_error_mm"] < 0.05
     assert report["citations"]
-    assert "hippocampus_138" in (finished[0] / "report.html").read_text()
+    assert "hippocampus_138" in (finished[0] / "report.html").read_text(encoding="utf-8")
 
 
 def test_another_program_resamples_the_same_image(finished):
@@ -89,7 +89,7 @@ def test_evaluate_repeats_the_dice(finished, capsys):
     capsys.readouterr()
     assert main([str(word) for word in words]) == 0
     found = json.loads(capsys.readouterr().out)["labels"]["mean"]["final"]["dice"]
-    report = json.loads((out / "report.json").read_text())
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert found == pytest.approx(report["labels"]["mean"]["final"]["dice"], abs=1e-4)
 
 
@@ -108,7 +108,7 @@ def test_two_slices_through_the_module_with_json(samples, tmp_path, repository):
         [str(word) for word in words],
         cwd=repository,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=300,
         check=False,
     )
