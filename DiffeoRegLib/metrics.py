@@ -16,8 +16,6 @@ from scipy import ndimage
 from torch import Tensor
 
 from DiffeoRegLib.errors import GeometryError, InputError, ShapeError
-from DiffeoRegLib.losses.information import nmi
-from DiffeoRegLib.losses.similarity import mse, ncc
 from DiffeoRegLib.space.field import compose
 from DiffeoRegLib.space.jacobian import folded_percent, require_field, sd_log_jacobian
 from DiffeoRegLib.space.sample import array_from_tensor
@@ -192,30 +190,6 @@ def deformation_summary(u_vox: Tensor, mask: Tensor | None = None) -> dict[str, 
         "sd_log_jacobian": sd_log_jacobian(u_vox, mask),
         "sd_log_jacobian_learn2reg": sd_log_jacobian(u_vox, mask, learn2reg=True),
     }
-
-
-def similarity_table(
-    fixed: Tensor, stages: Mapping[str, Tensor], mask: Tensor | None = None
-) -> dict[str, dict[str, float]]:
-    """Correlation (`ncc`), normalised mutual information (`nmi`), mean squared difference (`mse`) per stage.
-
-    fixed and each stage ("before", "after"): (1, 1, *spatial) on one grid.  ncc in [-1, 1] and nmi in [0, 1]
-    grow with likeness, mse falls. nmi takes one intensity range for all stages, so they can be compared.
-    Raises ShapeError for different shapes, InputError for an empty mask or no stage.
-    """
-    if not stages:
-        raise InputError("There is no image to compare with the fixed image.")
-    lowest = min(float(image.min()) for image in stages.values())
-    highest = max(float(image.max()) for image in stages.values())
-    with torch.no_grad():
-        return {
-            name: {
-                "ncc": 1 - float(ncc(fixed, image, mask=mask)),
-                "nmi": 1 - float(nmi(fixed, image, warped_range=(lowest, highest), mask=mask)),
-                "mse": float(mse(fixed, image, mask=mask)),
-            }
-            for name, image in stages.items()
-        }
 
 
 def _count_labels(first: Labels, second: Labels) -> tuple[dict[int, int], dict[int, int], dict[int, int]]:

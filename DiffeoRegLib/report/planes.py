@@ -65,11 +65,6 @@ def patient_frame(grid: Grid) -> Matrix:
     return np.array([axes[order[w]] * (1 if axes[order[w], w] >= 0 else -1) for w in range(3)])
 
 
-def oblique_degrees(grid: Grid) -> float:
-    """Largest angle between an axis of the grid and its nearest patient axis."""
-    return float(np.degrees(np.arccos(np.clip(np.diag(patient_frame(grid)), -1, 1))).max())
-
-
 def _outer_corners(grid: Grid) -> Matrix:
     """Corners of the outer voxel faces, RAS mm, (8, 3)."""
     ends = itertools.product(*[(-0.5, n - 0.5) for n in grid.shape])

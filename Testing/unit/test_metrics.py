@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -20,7 +19,6 @@ from DiffeoRegLib.metrics import (
     inverse_consistency_of_fields_mm,
     label_table,
     mean_dice,
-    similarity_table,
     tre_mm,
 )
 from DiffeoRegLib.space.grid import Grid
@@ -170,22 +168,6 @@ def test_deformation_summary():
     assert summary["folded_percent"] > 1
     expected = np.log(np.clip(determinant + 3, 1e-9, 1e9)).std()
     assert summary["sd_log_jacobian_learn2reg"] == pytest.approx(expected)
-
-
-def test_similarity_table_moves_the_right_way():
-    generator = torch.Generator().manual_seed(2)
-    fixed = torch.rand(1, 1, 12, 11, 10, generator=generator)
-    before = torch.rand(1, 1, 12, 11, 10, generator=generator)
-    table = similarity_table(fixed, {"before": before, "after": 0.9 * fixed + 0.1 * before, "same": fixed})
-    for name, better in itertools.pairwise(["before", "after", "same"]):
-        assert table[name]["ncc"] < table[better]["ncc"]
-        assert table[name]["nmi"] < table[better]["nmi"]
-        assert table[name]["mse"] > table[better]["mse"]
-    assert table["same"]["mse"] == 0
-    assert table["same"]["ncc"] == pytest.approx(1)
-    assert abs(table["before"]["ncc"]) < 0.1
-    with pytest.raises(InputError):
-        similarity_table(fixed, {})
 
 
 def test_statistics():
