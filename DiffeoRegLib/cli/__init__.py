@@ -13,8 +13,8 @@ from types import FrameType
 
 from DiffeoRegLib.cli.arguments import build_parser
 from DiffeoRegLib.cli.console import Console, open_console
-from DiffeoRegLib.cli.waiting import choose_waiting
 from DiffeoRegLib.errors import Cancelled, DeviceError, InputError, MemoryLimitError, OutputError
+from DiffeoRegLib.waiting import choose_waiting
 
 OK, UNEXPECTED, BAD_INPUT, BAD_OUTPUT, NO_MEMORY, CANCELLED = 0, 1, 2, 3, 4, 130
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from DiffeoRegLib.cli import waiting
+from DiffeoRegLib import waiting
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,194 @@
+"""What the worker can be asked: register two images, follow a flow part of the way, look at itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from DiffeoRegLib.device import choose_device, set_threads
+from DiffeoRegLib.errors import InputError
+from DiffeoRegLib.exchange import Image
+from DiffeoRegLib.flows.exponential import exp, midpoint_squarings
+from DiffeoRegLib.methods.base import Motion, Progress, Report
+from DiffeoRegLib.pipeline import MODES, Result, background_of, register
+from DiffeoRegLib.report.measure import json_safe
+from DiffeoRegLib.space.field import jacobian_determinant, u_mm_from_vox, u_vox_from_mm
+from DiffeoRegLib.space.grid import Matrix
+from DiffeoRegLib.space.sample import array_from_tensor
+from DiffeoRegLib.space.transform import (
+    AffineTransform,
+    CompositeTransform,
+    DisplacementTransform,
+    Transform,
+    displacement_on,
+)
+from DiffeoRegLib.volumes.resample import warp_volume
+from DiffeoRegLib.volumes.volume import Volume
+from DiffeoRegLib.worker import inputs
+from DiffeoRegLib.worker.cubic import thick_grid
+from DiffeoRegLib.worker.powers import matrix_power
+from DiffeoRegLib.worker.stored import Parts, facts, field_image, parts_of, stored_form
+
+COMPUTED = 0.95
+"""Share of the progress that the registration itself takes; the rest is bringing the result into its form."""
+STORAGES = ("half", "full")
+USUAL_THREADS = torch.get_num_threads()
+
+
+def run(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """The result of a job. Raises InputError for one it does not know, and what the engine raises."""
+    kinds: dict[str, Callable[[Mapping[str, Any], Report], dict[str, Any]]] = {
+        "register": registration,
+        "flow": flow,
+        "probe": probe,
+    }
+    if job.get("kind") not in kinds:
+        raise InputError(f"There is no job '{job.get('kind')}'; known are {', '.join(sorted(kinds))}.")
+    if job.get("storage", "half") not in STORAGES:
+        raise InputError(f"A transform is stored at 'half' or 'full' resolution, not {job['storage']!r}.")
+    set_threads(USUAL_THREADS)
+    return kinds[job["kind"]](job, report)
+
+
+def registration(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Transform, inverse, moved image and report of two images, as the scene keeps them."""
+    settings = inputs.settings_of(job.get("settings") or {})
+    inputs.refuse_what_is_not_used(job, settings.method)
+    fixed, moving = inputs.volume_of(job["fixed"], "fixed"), inputs.volume_of(job["moving"], "moving")
+    result = register(
+        fixed, moving, settings,
+        initial=inputs.transform_of(job.get("initial")),
+        masks=inputs.masks_of(job.get("masks")),
+        guidance=inputs.correspondence_of(job.get("guidance"), "guidance"),
+        evaluation=inputs.correspondence_of(job.get("evaluation"), "evaluation"),
+        progress=lambda p: report(Progress(p.phase, COMPUTED * p.fraction, p.message)),
+    )  # fmt: skip
+    report(Progress("store", COMPUTED, "bringing the transform into the form that Slicer keeps"))
+    axis, storage = inputs.single_axis(job["fixed"]), job.get("storage", "half")
+    with torch.inference_mode():
+        kept = _Kept(result, fixed, moving, storage, axis)
+        return _kept(kept, job.get("outputs") or {}, settings.interpolation)
+
+
+def probe(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Versions and the device that would be used."""
+    started = time.perf_counter()
+    choice = choose_device("auto")
+    return {
+        "torch": str(torch.__version__),
+        "device": {
+            "device": str(choice.device),
+            "name": choice.name,
+            "why": choice.why,
+            "notes": list(choice.notes),
+        },
+        "cuda": choice.device.type == "cuda",
+        "mps": choice.device.type == "mps",
+        "seconds": time.perf_counter() - started,
+    }
+
+
+@torch.inference_mode()
+def flow(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """The transform at a fraction of the way: the flow of the velocity so far, then as much of the matrix.
+
+    T_t = A^t after exp(t v): the identity at 0, the whole transform at 1, invertible in between.
+    """
+    fraction = float(job["fraction"])
+    if not 0 <= fraction <= 1:
+        raise InputError(f"The fraction of the way must lie between 0 and 1, not {fraction}.")
+    report(Progress("flow", 0.0, "following the motion"))
+    grid, velocity_mm = inputs.field_of(job["velocity"])
+    fixed, axis = inputs.grid_of(job["fixed"]["shape"], job["fixed"]["world_from_voxel"])
+    if axis is not None:
+        grid, _ = inputs.grid_of(grid.shape, grid.world_from_voxel)
+        velocity_mm = velocity_mm.squeeze(2 + axis)
+    velocity = u_vox_from_mm(velocity_mm, grid).mul_(fraction)
+    squarings = max(int(job["steps"]) - 1, 0).bit_length()
+    if fraction < 1:
+        squarings = min(squarings, midpoint_squarings(velocity))
+    field = DisplacementTransform(grid, u_mm_from_vox(exp(velocity, squarings, first_step=2), grid))
+    matrix, note = matrix_power(_matrix(job.get("initial")), fraction)
+    whole = CompositeTransform([field, AffineTransform(matrix)])
+    stored = stored_form(whole, fixed, job.get("storage", "half"), axis)
+    return {"transform": parts_of(stored), "note": note}
+
+
+class _Kept:
+    """A result together with the parts in which the scene keeps it."""
+
+    def __init__(self, result: Result, fixed: Volume, moving: Volume, storage: str, axis: int | None) -> None:
+        self.result, self.fixed, self.moving, self.axis = result, fixed, moving, axis
+        self.forward = stored_form(result.transform, fixed.grid, storage, axis)
+        self.backward = stored_form(result.inverse, fixed.grid, storage, axis)
+
+    def image(self, volume: Volume) -> Image:
+        """A volume on the fixed grid as an Image of three axes."""
+        data = volume.data if self.axis is None else volume.data.unsqueeze(self.axis)
+        grid = volume.grid if self.axis is None else thick_grid(volume.grid, self.axis)
+        return Image(array_from_tensor(data.float()), grid.world_from_voxel, volume.name)
+
+    def moved(self, interpolation: str) -> Image:
+        """The moving image read through the kept transform, which is what Slicer will show."""
+        kept, fill = CompositeTransform(self.forward), background_of(self.moving)
+        return self.image(
+            warp_volume(self.moving, kept, self.fixed.grid, mode=MODES[interpolation], fill=fill)
+        )
+
+    def jacobian(self) -> Image:
+        """The determinant of the deformation at the fixed voxels; of all of it after a non-linear start."""
+        linear_start = isinstance(self.result.initial, AffineTransform)
+        bending = [part for part in self.forward if not (linear_start and isinstance(part, AffineTransform))]
+        u_mm = displacement_on(CompositeTransform(bending), self.fixed.grid)
+        determinant = jacobian_determinant(u_vox_from_mm(u_mm, self.fixed.grid))[0]
+        return self.image(Volume(determinant, self.fixed.grid, "Jacobian determinant"))
+
+    def velocity(self, motion: Motion, steps: int) -> dict[str, Any]:
+        """The velocity as world vectors on its own grid."""
+        u_mm, grid = u_mm_from_vox(motion.velocity_vox, motion.grid), motion.grid
+        if self.axis is not None:
+            u_mm, grid = u_mm.unsqueeze(2 + self.axis), thick_grid(grid, self.axis)
+        return {"field": field_image(u_mm, grid, "velocity"), "steps": steps}
+
+
+def _kept(kept: _Kept, wanted: Mapping[str, Any], interpolation: str) -> dict[str, Any]:
+    """The result of a registration job."""
+    result, report = kept.result, dict(kept.result.report)
+    report["transform"] = facts(
+        kept.forward, result.transform, kept.fixed.grid, kept.backward, kept.moving.grid
+    )
+    velocity = None
+    if wanted.get("velocity") and result.motion is not None:
+        if len(result.motion.velocity_vox) == 1:
+            velocity = kept.velocity(result.motion, int(report["steps"]))
+        else:
+            report["notes"] = [*report["notes"], "The velocity changes with time and is not kept."]
+    return {
+        "transform": parts_of(kept.forward),
+        "inverse": parts_of(kept.backward),
+        "initial": _initial(result.initial),
+        "moved": kept.moved(interpolation) if wanted.get("moved", True) else None,
+        "velocity": velocity,
+        "jacobian": kept.jacobian() if wanted.get("jacobian") and result.motion is not None else None,
+        "report": json_safe(report),
+    }
+
+
+def _initial(transform: Transform) -> Parts:
+    """The start as parts; the fields in it are those that were given."""
+    stored = transform.parts if isinstance(transform, CompositeTransform) else (transform,)
+    return parts_of(stored)
+
+
+def _matrix(parts: Parts | None) -> Matrix:
+    """The product of linear parts; raises InputError for others."""
+    matrix = np.eye(4)
+    for part in parts or []:
+        if "matrix" not in part:
+            raise InputError("Only part of the way can be gone when the run started from a linear alignment.")
+        matrix = np.array(part["matrix"], dtype=np.float64) @ matrix
+    return matrix
