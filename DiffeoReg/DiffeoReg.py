@@ -1,0 +1,231 @@
+"""Diffeomorphic registration in 3D Slicer: the classes Slicer asks for; the work is in DiffeoRegPanel."""
+
+import sys
+from pathlib import Path
+
+import slicer
+from slicer.i18n import tr as _
+from slicer.i18n import translate
+from slicer.ScriptedLoadableModule import (
+    ScriptedLoadableModule,
+    ScriptedLoadableModuleLogic,
+    ScriptedLoadableModuleTest,
+    ScriptedLoadableModuleWidget,
+)
+
+# Installed, both packages lie beside this file; in a checkout the engine is one folder up.
+for _folder in (Path(__file__).parent, Path(__file__).parents[1]):
+    if (_folder / "DiffeoRegLib").is_dir() and str(_folder) not in sys.path:
+        sys.path.append(str(_folder))
+
+
+class DiffeoReg(ScriptedLoadableModule):
+    """What Slicer shows about the module."""
+
+    def __init__(self, parent):
+        ScriptedLoadableModule.__init__(self, parent)
+        self.parent.title = _("Diffeomorphic Registration (DiffeoReg)")
+        self.parent.categories = [translate("qSlicerAbstractCoreModule", "Registration")]
+        self.parent.dependencies = []
+        self.parent.contributors = ["The DiffeoReg contributors"]
+        self.parent.helpText = _(
+            "Brings a moving volume onto a fixed one by a smooth transform that can be inverted, and reports "
+            "how well it fits. Choose the volumes and a model, press Apply. "
+            'See the <a href="https://github.com/DiffeoReg/SlicerDiffeoReg">documentation</a>. '
+            "Research software, not a medical device."
+        )
+        self.parent.acknowledgementText = _(
+            "DiffeoReg implements published methods; the report of every run names those it used. "
+            "Please cite them."
+        )
+        slicer.app.connect("startupCompleted()", _register_samples)
+
+
+def _register_samples():
+    from DiffeoRegPanel.samples import register_samples
+
+    register_samples()
+
+
+class DiffeoRegWidget(ScriptedLoadableModuleWidget):
+    """The panel; everything it does is in DiffeoRegPanel.widget."""
+
+    def __init__(self, parent=None):
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+        self.logic = None
+        self.panel = None
+
+    def setup(self):
+        """Build the panel."""
+        ScriptedLoadableModuleWidget.setup(self)
+        from DiffeoRegPanel.widget import Panel
+
+        self.logic = DiffeoRegLogic()
+        self.panel = Panel(self, self.logic)
+        self.panel.setup()
+
+    def enter(self):
+        """The user opens the module."""
+        self.panel.enter()
+
+    def exit(self):
+        """The user goes to another module."""
+        self.panel.exit()
+
+    def cleanup(self):
+        """The application closes, or the module is reloaded."""
+        if self.panel is not None:
+            self.panel.cleanup()
+            self.logic.close()
+
+
+class DiffeoRegLogic(ScriptedLoadableModuleLogic):
+    """Registration without the panel; usable from the Python console. No dialogs."""
+
+    def __init__(self):
+        ScriptedLoadableModuleLogic.__init__(self)
+        self._runner = None
+
+    @property
+    def runner(self):
+        """The worker process, started when it is first needed."""
+        if self._runner is None:
+            from DiffeoRegPanel.machine import Machine
+            from DiffeoRegPanel.runner import Runner
+
+            machine = Machine()
+            self._runner = Runner(
+                machine.worker_command(),
+                temporary=machine.temporary_folder,
+                keep_warm_seconds=machine.keep_warm_seconds,
+            )
+        return self._runner
+
+    def close(self):
+        """Stop the worker process and remove its files; the next run starts a new one."""
+        if self._runner is not None:
+            self._runner.close()
+            self._runner = None
+
+    def getParameterNode(self):
+        """The module's parameters in the scene."""
+        from DiffeoRegPanel.parameters import DiffeoRegParameterNode
+
+        return DiffeoRegParameterNode(super().getParameterNode())
+
+    def start(self, request):
+        """Begin a run and return at once; see DiffeoRegPanel.registration.Registration."""
+        from DiffeoRegPanel.registration import Registration
+
+        return Registration(request, self.runner)
+
+    def path(self, velocity):
+        """The way from the given position to the result; see DiffeoRegPanel.path.Path."""
+        from DiffeoRegPanel.path import Path
+
+        return Path(velocity, self.runner)
+
+    def register(
+        self,
+        fixedNode,
+        movingNode,
+        method="svf",
+        steps="auto",
+        preset="general",
+        effort="balanced",
+        *,
+        initialTransform=None,
+        fixedMask=None,
+        movingMask=None,
+        excludeFixedMask=False,
+        excludeMovingMask=False,
+        fixedGuidance=None,
+        movingGuidance=None,
+        fixedGuidancePoints=None,
+        movingGuidancePoints=None,
+        fixedEvaluation=None,
+        movingEvaluation=None,
+        fixedEvaluationPoints=None,
+        movingEvaluationPoints=None,
+        pathologyMask=None,
+        regionSegmentation=None,
+        stiffness=None,
+        movingSegmentation=None,
+        movingMarkups=None,
+        movingModels=None,
+        outputTransform=None,
+        inverseTransform=None,
+        outputVolume=None,
+        wantInverse=True,
+        wantVolume=True,
+        wantVelocity=True,
+        wantJacobian=False,
+        storage="half",
+        settings=None,
+        waitForCompletion=True,
+        progressCallback=None,
+    ):
+        """Register movingNode to fixedNode and return the nodes and numbers of the result.
+
+        Masks, guidance, evaluation and regions: a segmentation or label map node, or (node, segment name).
+        movingSegmentation, movingMarkups, movingModels: a node or several, carried to the fixed volume.
+        settings: further fields of DiffeoRegLib.settings.Settings, by name.
+        waitForCompletion: False returns the run itself; poll it until it is finished.
+        progressCallback: called with every event (kind, fraction, message) while waiting.
+        Returns a DiffeoRegPanel.registration.RegistrationResult.
+        Raises InputError and its relatives with one sentence on what to do.
+        """
+        given = {key: value for key, value in locals().items() if key not in _NOT_FOR_REQUEST}
+        from DiffeoRegPanel import console
+
+        chosen = console.settings_of(method, preset, effort, steps, settings)
+        registration = self.start(console.request_from_call(fixedNode, movingNode, chosen, **given))
+        if not waitForCompletion:
+            return registration
+        return console.wait_for(registration, progressCallback, console.keep_application_alive())
+
+
+_NOT_FOR_REQUEST = {
+    *("self", "fixedNode", "movingNode", "method", "steps", "preset", "effort", "settings"),
+    *("waitForCompletion", "progressCallback"),
+}
+
+
+class DiffeoRegTest(ScriptedLoadableModuleTest):
+    """What Slicer's own test run does; the whole test suite is in Testing/."""
+
+    def setUp(self):
+        """Start from an empty scene."""
+        slicer.mrmlScene.Clear()
+
+    def runTest(self):
+        """Run everything here."""
+        self.setUp()
+        self.test_bad_input_is_explained()
+        self.setUp()
+        self.test_registers_where_torch_is_installed()
+
+    def test_bad_input_is_explained(self):
+        """Runs without torch."""
+        from DiffeoRegLib.errors import InputError
+
+        with self.assertRaises(InputError):
+            DiffeoRegLogic().register(None, None)
+
+    def test_registers_where_torch_is_installed(self):
+        """Two shifted blobs come together, and the transform in the scene shows it."""
+        from DiffeoRegPanel.install import Setup
+
+        state = Setup().state()
+        if not state.ok:
+            self.delayDisplay(f"Not run: {state.sentence}")
+            return
+        from DiffeoRegPanel.samples import blob_pair
+
+        logic = DiffeoRegLogic()
+        try:
+            result = logic.register(*blob_pair(), effort="fast")
+        finally:
+            logic.close()
+        self.assertTrue(result.selfCheck.ok, result.selfCheck.sentence)
+        self.assertEqual(result.report["folds"]["folded_percent"], 0.0)

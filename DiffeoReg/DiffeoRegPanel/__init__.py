@@ -1,0 +1,1 @@
+"""The Slicer side of DiffeoReg: nodes in, nodes out. No torch and no mathematics."""

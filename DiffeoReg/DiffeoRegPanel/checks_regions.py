@@ -1,0 +1,120 @@
+"""Checks of masks, segmentations and landmarks, and of what the method needs of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from DiffeoRegLib.catalog import Card
+from DiffeoRegLib.errors import InputError
+from DiffeoRegPanel.nodes.points import points_of
+from DiffeoRegPanel.nodes.segmentations import labels_of, mask_of, matched_labels, overlap_notes
+from DiffeoRegPanel.request import Matching, Region, Request
+from DiffeoRegPanel.request_nodes import carried_nodes
+
+SEGMENTATION, LABEL_MAP = "vtkMRMLSegmentationNode", "vtkMRMLLabelMapVolumeNode"
+MARKUPS, MODEL = "vtkMRMLMarkupsNode", "vtkMRMLModelNode"
+
+
+def check_mask(what: str, region: Region | None, volume: Any) -> None:
+    """Something marked inside the volume, and something left of it."""
+    if region is None:
+        return
+    mask = mask_of(region, volume).array
+    if region.exclude and mask.all():
+        raise InputError(
+            f"The {what} '{region.node.GetName()}' excludes all of '{volume.GetName()}': invert it, or use "
+            "it to include."
+        )
+
+
+def check_needs(request: Request, card: Card) -> list[str]:
+    """What the chosen method must be given, and what it has no use for."""
+    notes = []
+    if card.needs_pathology_mask and request.pathology is None:
+        raise InputError(
+            f"The method '{card.title}' needs to know where the pathology is: choose a segmentation, one of "
+            "its segments or a label map as pathology mask."
+        )
+    if card.needs_region_labels and request.regions is None:
+        raise InputError(
+            f"The method '{card.title}' needs regions: choose a segmentation of the fixed volume as regions."
+        )
+    for what, region, used in (
+        ("pathology mask", request.pathology, card.needs_pathology_mask),
+        ("regions", request.regions, card.needs_region_labels),
+    ):
+        if region is not None and not used:
+            raise InputError(
+                f"The method '{card.title}' does not use the {what} '{region.node.GetName()}': remove it, or "
+                "choose a method that does."
+            )
+    check_mask("pathology mask", request.pathology, request.fixed)
+    if request.regions is not None:
+        labels = labels_of(request.regions, request.fixed)[1]
+        if unknown := sorted(set(request.stiffness) - set(labels.values())):
+            notes.append(
+                f"Stiffness is given for what is not in '{request.regions.node.GetName()}' inside the fixed "
+                f"volume, and not used there: {', '.join(unknown)}."
+            )
+        notes += overlap_notes(request.regions, request.fixed)
+    return notes
+
+
+def check_matching(use: str, known: Matching, request: Request) -> list[str]:
+    """Segmentations and landmarks come in pairs that have something in common."""
+    if (known.fixed is None) != (known.moving is None):
+        side = "fixed" if known.fixed is None else "moving"
+        raise InputError(
+            f"For {use}, a segmentation of the {side} volume is missing: choose one, or remove the other."
+        )
+    if (known.fixed_points is None) != (known.moving_points is None):
+        side = "fixed" if known.fixed_points is None else "moving"
+        raise InputError(
+            f"For {use}, the landmarks of the {side} volume are missing: choose them, or remove the "
+            "other ones."
+        )
+    notes = []
+    if known.fixed_points is not None:
+        _check_landmarks(use, known)
+    if known.fixed is not None and known.moving is not None:
+        names = matched_labels(known.fixed, known.moving, request.fixed, request.moving)[2]
+        for region, volume in ((known.fixed, request.fixed), (known.moving, request.moving)):
+            total = len(labels_of(region, volume)[1])
+            if total > len(names):
+                notes.append(
+                    f"For {use}, {len(names)} of the {total} segments of '{region.node.GetName()}' exist "
+                    "on both sides; the others are not used."
+                )
+            notes += overlap_notes(region, volume)
+    return notes
+
+
+def _check_landmarks(use: str, known: Matching) -> None:
+    counts = []
+    for node in (known.fixed_points, known.moving_points):
+        if not node.IsA(MARKUPS):
+            raise InputError(f"'{node.GetName()}' is not a point list: choose a point list as landmarks.")
+        counts.append(len(points_of(node)))
+        if not counts[-1]:
+            raise InputError(f"For {use}, '{node.GetName()}' has no placed points: place them, or remove it.")
+    if counts[0] != counts[1]:
+        raise InputError(
+            f"For {use}, '{known.fixed_points.GetName()}' has {counts[0]} points and "
+            f"'{known.moving_points.GetName()}' has {counts[1]}: place the same points in both, in "
+            "the same order."
+        )
+
+
+def check_carried(request: Request) -> None:
+    """What is to be carried to the fixed volume is of a kind that can be, and not empty."""
+    kinds = {"segmentation": (SEGMENTATION, LABEL_MAP), "markups": (MARKUPS,), "model": (MODEL,)}
+    for what, node in carried_nodes(request):
+        kind = what.removesuffix(" to transfer")
+        if not any(node.IsA(name) for name in kinds[kind]):
+            raise InputError(
+                f"'{node.GetName()}' cannot be transferred as {kind}: choose a node of that kind."
+            )
+        if kind == "segmentation":
+            mask_of(Region(node), request.moving)
+        if kind == "model" and (node.GetMesh() is None or not node.GetMesh().GetNumberOfPoints()):
+            raise InputError(f"The model '{node.GetName()}' has no points: load it again, or leave it out.")

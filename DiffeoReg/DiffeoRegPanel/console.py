@@ -1,0 +1,126 @@
+"""From a call in the Python console to a request, and the wait for its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import slicer
+
+from DiffeoRegLib.errors import InputError
+from DiffeoRegLib.settings import Settings
+from DiffeoRegPanel.registration import Registration, RegistrationResult
+from DiffeoRegPanel.request import Matching, Outputs, Region, Request
+from DiffeoRegPanel.runner import Event
+
+
+def request_from_call(fixed: Any, moving: Any, settings: Settings, **given: Any) -> Request:
+    """The request of `DiffeoRegLogic.register`; the keywords are that call's."""
+    return Request(
+        fixed=fixed,
+        moving=moving,
+        settings=settings,
+        initial=given["initialTransform"],
+        fixed_mask=region_of(given["fixedMask"], exclude=given["excludeFixedMask"]),
+        moving_mask=region_of(given["movingMask"], exclude=given["excludeMovingMask"]),
+        guidance=_matching(given, "Guidance"),
+        evaluation=_matching(given, "Evaluation"),
+        pathology=region_of(given["pathologyMask"]),
+        regions=region_of(given["regionSegmentation"]),
+        stiffness=_by_id(given["regionSegmentation"], given["stiffness"] or {}),
+        segmentations=several(given["movingSegmentation"]),
+        markups=several(given["movingMarkups"]),
+        models=several(given["movingModels"]),
+        outputs=Outputs(
+            given["outputTransform"], given["inverseTransform"], given["outputVolume"], given["wantInverse"],
+            given["wantVolume"], given["wantVelocity"], given["wantJacobian"], given["storage"],
+        ),
+    )  # fmt: skip
+
+
+def settings_of(
+    method: str, preset: str, effort: str, steps: Any, more: Mapping[str, Any] | None
+) -> Settings:
+    """Settings of a call; raises InputError for a name that is no setting."""
+    unknown = set(more or {}) - set(Settings.__dataclass_fields__)
+    if unknown:
+        raise InputError(
+            f"No such setting: {', '.join(sorted(unknown))}. See DiffeoRegLib.settings.Settings."
+        )
+    return Settings(**{"method": method, "preset": preset, "effort": effort, "steps": steps, **(more or {})})
+
+
+def region_of(given: Any, *, exclude: bool = False) -> Region | None:
+    """A node, or (node, segment name or ID), as a Region; raises InputError for a name that is not there."""
+    if given is None:
+        return None
+    node, name = given if isinstance(given, Sequence) else (given, "")
+    return Region(node, segment_id(node, name) if name else "", exclude)
+
+
+def segment_id(node: Any, name: str) -> str:
+    """The ID of a segment given by ID or name."""
+    if node.IsA("vtkMRMLSegmentationNode"):
+        segmentation = node.GetSegmentation()
+        found = name if segmentation.GetSegment(name) else segmentation.GetSegmentIdBySegmentName(name)
+        if found:
+            return str(found)
+    raise InputError(f"'{node.GetName()}' has no segment called '{name}'.")
+
+
+def several(given: Any) -> tuple[Any, ...]:
+    """Nothing, one node or several as a tuple."""
+    if given is None:
+        return ()
+    return tuple(given) if isinstance(given, (list, tuple)) else (given,)
+
+
+def wait_for(
+    registration: Registration,
+    progress: Callable[[Event], None] | None = None,
+    idle: Callable[[], None] | None = None,
+) -> RegistrationResult:
+    """The result of a run, once it is there; raises what it ended with.
+
+    idle: called between two looks, so that the application stays alive.
+    """
+    import time
+
+    try:
+        while not registration.finished:
+            for event in registration.poll():
+                if progress is not None:
+                    progress(event)
+            if idle is not None:
+                idle()
+            time.sleep(0.02)
+    except BaseException:  # Ctrl-C or a callback that raised: the worker must not go on alone
+        registration.cancel()
+        raise
+    if registration.error is not None:
+        raise registration.error
+    assert registration.result is not None
+    return registration.result
+
+
+def keep_application_alive() -> Callable[[], None] | None:
+    """Slicer's event loop, or None outside the application."""
+    application = getattr(slicer, "app", None)
+    return None if application is None else application.processEvents
+
+
+def _matching(given: Mapping[str, Any], kind: str) -> Matching:
+    return Matching(
+        region_of(given[f"fixed{kind}"]),
+        region_of(given[f"moving{kind}"]),
+        given[f"fixed{kind}Points"],
+        given[f"moving{kind}Points"],
+    )
+
+
+def _by_id(regions: Any, stiffness: Mapping[str, str | float]) -> dict[str, str | float]:
+    """Stiffness per segment ID, from names or IDs; label maps keep their numbers."""
+    node = regions[0] if isinstance(regions, Sequence) else regions
+    if node is None or not node.IsA("vtkMRMLSegmentationNode"):
+        return {str(key): value for key, value in stiffness.items()}
+    return {segment_id(node, str(key)): value for key, value in stiffness.items()}

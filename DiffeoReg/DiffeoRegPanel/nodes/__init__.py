@@ -1,0 +1,1 @@
+"""Between MRML nodes and plain arrays with a place in the patient."""

@@ -1,0 +1,214 @@
+"""The numbers of a run as a table that is saved with the scene.
+
+What the entries of a report mean is written in Resources/docs/report.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import vtk
+
+COLUMNS = ("quantity", "before", "initial", "after", "unit")
+MISSING = "-"
+STAGES = ("given", "initial", "final")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line: the texts of COLUMNS.  before: the images as given.  initial: after the first alignment."""
+
+    quantity: str
+    before: str = ""
+    initial: str = ""
+    after: str = ""
+    unit: str = ""
+
+
+def report_table(
+    scene: Any,
+    report: Mapping[str, Any],
+    *,
+    node: Any = None,
+    name: str = "Registration report",
+    label_names: Mapping[int, str] | None = None,
+) -> Any:
+    """A vtkMRMLTableNode with the numbers of a report.
+
+    node: filled instead of a new one.  label_names: label value -> name of the structure.
+    All cells are text: there are sentences among them, and dashes for what could not be measured.
+    """
+    table = node if node is not None else scene.AddNewNodeByClass("vtkMRMLTableNode", name)
+    rows = [astuple(row) for row in rows_of(report, label_names)]
+    content = vtk.vtkTable()
+    for place, title in enumerate(COLUMNS):
+        column = vtk.vtkStringArray()
+        column.SetName(title)
+        for row in rows:
+            column.InsertNextValue(row[place])
+        content.AddColumn(column)
+    modified = table.StartModify()
+    table.SetLocked(False)
+    table.SetAndObserveTable(content)
+    table.SetUseColumnTitleAsColumnHeader(True)
+    table.SetLocked(True)  # numbers that were measured are not typed over
+    table.EndModify(modified)
+    return table
+
+
+def rows_of(report: Mapping[str, Any], label_names: Mapping[int, str] | None = None) -> list[Row]:
+    """The lines of a report; what the run did not measure has no line."""
+    return [
+        *_similarity_rows(report.get("similarity")),
+        *_label_rows(report.get("labels"), label_names or {}),
+        *_landmark_rows(report.get("landmarks")),
+        *_fold_rows(report.get("folds")),
+        *_inverse_rows(report),
+        *_displacement_rows(report.get("displacement_mm")),
+        *_cost_rows(report),
+        *(Row("Note", after=_one_line(note)) for note in report.get("notes") or ()),
+        *(Row("Please cite", after=_one_line(source)) for source in report.get("citations") or ()),
+    ]
+
+
+def summary(report: Mapping[str, Any]) -> dict[str, str]:
+    """Short texts for the panel's Result box.
+
+    Keys: folds, inverse_error, similarity, dice, landmark_error; "not measured" where there is no number.
+    similarity, dice and landmark_error read `before -> after`, before being the images as given.
+    """
+    folds, inverse = report.get("folds") or {}, report.get("inverse_consistency_mm") or {}
+    labels, marks = report.get("labels") or {}, report.get("landmarks")
+    percent, mean = folds.get("folded_percent"), inverse.get("mean")
+    return {
+        "folds": "not measured" if percent is None else f"{percent:.3g} % folded",
+        "inverse_error": _inverse_text(mean, inverse.get("max")),
+        "similarity": _change(report.get("similarity"), "lncc", "LNCC {}", "{:.3f}"),
+        "dice": _change(labels.get("mean"), "dice", "{}", "{:.3f}"),
+        "landmark_error": _change(marks, "mean", "{} mm", "{:.2f}"),
+    }
+
+
+def _inverse_text(mean: float | None, largest: float | None) -> str:
+    if mean is None or largest is None:
+        return "not measured"
+    return f"{mean:.3f} mm mean, {largest:.2f} mm largest"
+
+
+def _change(stages: Mapping[str, Any] | None, key: str, frame: str, form: str) -> str:
+    """`before -> after` of one number."""
+    if not stages or not stages.get("final") or stages["final"].get(key) is None:
+        return "not measured"
+    before, after = _number(stages.get("given"), key, form), _number(stages["final"], key, form)
+    return frame.format(f"{before} -> {after}")
+
+
+def _similarity_rows(stages: Mapping[str, Any] | None) -> Iterator[Row]:
+    if not stages:
+        return
+    yield _stage_row("Local correlation (LNCC)", stages, "lncc", "{:.4f}")
+    yield _stage_row("Correlation (NCC)", stages, "ncc", "{:.4f}")
+    yield _stage_row("Mutual information (NMI)", stages, "nmi", "{:.4f}")
+    yield _stage_row("Overlap of the images", stages, "overlap_percent", "{:.1f}", "%")
+
+
+def _label_rows(labels: Mapping[str, Any] | None, names: Mapping[int, str]) -> Iterator[Row]:
+    if not labels:
+        return
+    yield _stage_row("Dice, mean", labels["mean"], "dice", "{:.4f}")
+    yield _stage_row("HD95, mean", labels["mean"], "hd95_mm", "{:.2f}", "mm")
+    for key, title, form, unit in (("dice", "Dice", "{:.4f}", ""), ("hd95_mm", "HD95", "{:.2f}", "mm")):
+        for label, stages in labels["per_label"].items():
+            name = _one_line(names.get(int(label), f"label {label}"))
+            yield _stage_row(f"{title}, {name}", stages, key, form, unit)
+
+
+def _landmark_rows(marks: Mapping[str, Any] | None) -> Iterator[Row]:
+    if not marks:
+        return
+    yield Row("Landmarks", after=str(marks["count"]))
+    for key, title in (
+        ("mean", "mean"),
+        ("sd", "standard deviation"),
+        ("median", "median"),
+        ("max", "largest"),
+    ):
+        yield _stage_row(f"Landmark error, {title}", marks, key, "{:.2f}", "mm")
+
+
+def _fold_rows(folds: Mapping[str, Any] | None) -> Iterator[Row]:
+    if not folds:
+        return
+    yield Row("Folded cells", after=_number(folds, "folded_percent", "{:.4g}"), unit="%")
+    if folds.get("folded_percent_in_mask") is not None:
+        yield Row(
+            "Folded cells in the mask", after=_number(folds, "folded_percent_in_mask", "{:.4g}"), unit="%"
+        )
+    yield Row("Jacobian determinant, smallest", after=_number(folds, "minimum_determinant", "{:.3f}"))
+    yield Row("Jacobian determinant, largest", after=_number(folds, "maximum_determinant", "{:.3f}"))
+    yield Row("Standard deviation of the log-Jacobian", after=_number(folds, "sd_log_jacobian", "{:.4f}"))
+
+
+def _inverse_rows(report: Mapping[str, Any]) -> Iterator[Row]:
+    errors = report.get("inverse_consistency_mm")
+    if errors:
+        yield from _length_rows("Inverse error", errors, "{:.4f}")
+        yield from _length_rows("Inverse error, moving to fixed", errors.get("moving_to_fixed"), "{:.4f}")
+    in_slicer = report.get("inverse_in_slicer_mm")
+    if isinstance(in_slicer, Mapping):
+        yield from _length_rows("Inverse error of the transform nodes", in_slicer, "{:.4f}")
+    elif in_slicer is not None:
+        yield Row("Inverse error of the transform nodes", after=f"{in_slicer:.4f}", unit="mm")
+
+
+def _displacement_rows(moved: Mapping[str, Any] | None) -> Iterator[Row]:
+    if moved:
+        yield from _length_rows("Displacement", moved["whole"], "{:.2f}")
+        yield from _length_rows("Displacement without the affine part", moved["deformation"], "{:.2f}")
+
+
+def _cost_rows(report: Mapping[str, Any]) -> Iterator[Row]:
+    settings, device = report.get("settings") or {}, report.get("device") or {}
+    for key in ("method", "preset", "effort"):
+        if settings.get(key):
+            yield Row(key.capitalize(), after=_one_line(settings[key]))
+    if report.get("steps"):
+        yield Row("Time steps", after=str(report["steps"]))
+    seconds = report.get("seconds") or {}
+    if seconds:
+        yield Row("Time, all phases", after=f"{sum(seconds.values()):.1f}", unit="s")
+    for phase, taken in seconds.items():
+        yield Row(f"Time, {phase}", after=f"{taken:.2f}", unit="s")
+    if report.get("peak_memory_mb") is not None:
+        yield Row("Peak memory", after=f"{report['peak_memory_mb']:.0f}", unit="MB")
+    if report.get("peak_device_memory_mb") is not None:
+        yield Row(
+            "Peak memory of the graphics processor", after=f"{report['peak_device_memory_mb']:.0f}", unit="MB"
+        )
+    if device:
+        yield Row("Device", after=_one_line(f"{device.get('device')}: {device.get('name')}"))
+
+
+def _length_rows(title: str, values: Mapping[str, Any] | None, form: str) -> Iterator[Row]:
+    """Mean, 95th percentile and maximum of a length."""
+    for key, word in (("mean", "mean"), ("p95", "95th percentile"), ("max", "largest")):
+        if values is not None:
+            yield Row(f"{title}, {word}", after=_number(values, key, form), unit="mm")
+
+
+def _stage_row(title: str, stages: Mapping[str, Any], key: str, form: str, unit: str = "") -> Row:
+    before, initial, after = (_number(stages.get(stage), key, form) for stage in STAGES)
+    return Row(title, before, initial, after, unit)
+
+
+def _number(values: Mapping[str, Any] | None, key: str, form: str) -> str:
+    """The formatted number, a dash for what could not be measured."""
+    found = None if values is None else values.get(key)
+    return MISSING if found is None else form.format(found)
+
+
+def _one_line(text: Any) -> str:
+    """Without line breaks and tabs, which would end a cell of the saved file."""
+    return " ".join(str(text).split())

@@ -1,0 +1,157 @@
+"""The model part of the panel: what the chosen method is, and only the controls it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from slicer.i18n import tr as _
+
+from DiffeoRegLib.catalog import CARDS, Card
+from DiffeoRegLib.errors import DiffeoRegError
+from DiffeoRegLib.settings import PRESETS, Settings
+from DiffeoRegPanel.panel_choices import ChoiceBox, fixed_choices, methods, presets
+from DiffeoRegPanel.parameters import settings_from
+
+# Widget (with the label of its row, if it has one) -> whether a method uses it.
+USED_BY: dict[str, Callable[[Card], bool]] = {
+    "pathologyGroup": lambda card: card.needs_pathology_mask,
+    "regionsGroup": lambda card: card.needs_region_labels,
+    "guidanceGroup": lambda card: card.deformable,
+    "flowSection": lambda card: card.time_steps or card.refinable or card.deformable,
+    "stepsRow": lambda card: card.time_steps,
+    "refinementSpin": lambda card: card.refinable,
+    "regularitySlider": lambda card: card.deformable,
+    "wantVelocity": lambda card: card.time_steps,
+    "wantJacobian": lambda card: card.deformable,
+    "storageCombo": lambda card: card.deformable,
+    "storageSize": lambda card: card.deformable,
+    "largeCombo": lambda card: card.deformable,
+    "windowSpin": lambda card: card.deformable,
+    "guidanceWeightSpin": lambda card: card.deformable,
+    "modelWeights": lambda card: bool(card.weights),
+    "weightsState": lambda card: bool(card.weights),
+    "weightsButtons": lambda card: bool(card.weights),
+}
+
+
+class ModelSection:
+    """Method, preset and effort, what they are for, and which controls of the panel the method uses."""
+
+    def __init__(self, ui: Any, services: Any) -> None:
+        self._ui, self._services = ui, services
+        self._parameters: Any = None
+        self._kind = "cpu"
+        self._boxes = [ChoiceBox(getattr(ui, name), *what) for name, what in fixed_choices().items()]
+        self._boxes += [
+            ChoiceBox(ui.methodCombo, "model.method", methods()),
+            ChoiceBox(ui.presetCombo, "model.preset", presets()),
+        ]
+
+    @property
+    def card(self) -> Card | None:
+        """The chosen method's card; None when this version does not have the method."""
+        return None if self._parameters is None else CARDS.get(self._parameters.model.method)
+
+    def bind(self, parameters: Any) -> None:
+        """Show these parameters from now on; None disconnects."""
+        self._parameters = parameters
+        for box in self._boxes:
+            box.bind(parameters)
+        self.update()
+
+    def update(self) -> None:
+        """Show what is chosen."""
+        if self._parameters is None:
+            return
+        for box in self._boxes:
+            box.update()
+        self._ui.stepsSpin.setEnabled(not self._parameters.flow.autoSteps)
+        self._ui.inverseSelector.setEnabled(self._parameters.outputs.wantInverse)
+        self._ui.volumeSelector.setEnabled(self._parameters.outputs.wantVolume)
+        preset = PRESETS.get(self._parameters.model.preset)
+        self._ui.presetUse.setText(preset.use if preset else "")
+        card = self.card
+        self._ui.methodUse.setText(card.use if card else "")
+        self._ui.licenceText.setText(card.licence if card else "")
+        if card is None:
+            return
+        show_only_used(self._ui, card)
+        self._estimate(card)
+
+    def show_state(self, weights: str, device: str, kind: str) -> None:
+        """What the Setup box found: sentences on weights and device, and the kind of device."""
+        self._kind = kind
+        self._ui.modelWeights.setText(weights)
+        self._ui.deviceText.setText(device)
+
+    def problem(self) -> str:
+        """A sentence when the method, the preset or a setting cannot be used, else empty."""
+        parameters = self._parameters
+        try:
+            self._settings()
+        except DiffeoRegError as error:
+            return str(error)
+        card = self.card
+        if card is not None and card.needs_group:
+            return _("'{title}' registers a group of volumes, not a pair: choose another method.").format(
+                title=card.title
+            )
+        if card is not None and card.needs_pathology_mask and parameters.pathology.node is None:
+            return _("This method needs a pathology mask: choose one under 'Masks and segmentations'.")
+        if card is not None and card.needs_region_labels and parameters.regions.node is None:
+            return _("This method needs regions: choose a segmentation under 'Masks and segmentations'.")
+        return ""
+
+    def _settings(self) -> Settings:
+        machine = self._services.machine
+        return settings_from(self._parameters, device=machine.device, threads=machine.threads)
+
+    def _estimate(self, card: Card) -> None:
+        fixed, moving = (dimensions_of(node) for node in (self._parameters.fixed, self._parameters.moving))
+        try:
+            settings = self._settings()
+        except DiffeoRegError:
+            settings = None  # `problem` says it
+        if fixed is None or moving is None or settings is None:
+            self._ui.estimateText.setText(_("Shown when both volumes are chosen."))
+            self._ui.storageSize.setText("")
+            return
+        found = self._services.estimate(
+            card, settings, fixed, self._parameters.fixed.GetSpacing(), moving, self._device(),
+            has_initial=self._parameters.initial is not None, storage=self._parameters.outputs.storage,
+            want_inverse=self._parameters.outputs.wantInverse,
+        )  # fmt: skip
+        self._ui.estimateText.setText(found.sentence)
+        size = megabytes(found.transform_mb)
+        self._ui.storageSize.setText(_("About {size} for the transforms.").format(size=size))
+
+    def _device(self) -> str:
+        """What the run will compute on, as far as it is known before the worker has been asked."""
+        chosen = str(self._services.machine.device)
+        return (self._kind if chosen == "auto" else chosen).partition(":")[0]
+
+
+def show_only_used(ui: Any, card: Card) -> None:
+    """Show the controls that the method of this card uses, and hide the others with their labels."""
+    for name, used in USED_BY.items():
+        for widget in (getattr(ui, name), getattr(ui, f"{name}Label", None)):
+            if widget is not None:
+                widget.setVisible(used(card))
+
+
+def dimensions_of(node: Any) -> tuple[int, int, int] | None:
+    """Voxels along i, j, k; None without a volume or without voxels."""
+    if node is None or node.GetImageData() is None:
+        return None
+    i, j, k = node.GetImageData().GetDimensions()
+    return int(i), int(j), int(k)
+
+
+def megabytes(size_mb: float) -> str:
+    """A size as people read it: `0.4 MB`, `25 MB`, `1.3 GB`."""
+    if size_mb < 0.1:
+        return _("less than 0.1 MB")
+    if size_mb >= 1000:
+        return f"{size_mb / 1000:.1f} GB"
+    return f"{size_mb:.0f} MB" if size_mb >= 10 else f"{size_mb:.1f} MB"

@@ -1,0 +1,225 @@
+"""What the user has chosen, kept in the scene, and how it becomes a request."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Union
+
+from slicer import (
+    vtkMRMLLabelMapVolumeNode,
+    vtkMRMLMarkupsFiducialNode,
+    vtkMRMLMarkupsNode,
+    vtkMRMLModelNode,
+    vtkMRMLScalarVolumeNode,
+    vtkMRMLSegmentationNode,
+    vtkMRMLTableNode,
+    vtkMRMLTransformNode,
+)
+from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper, parameterPack
+
+from DiffeoRegLib.catalog import Card, card
+from DiffeoRegLib.settings import Settings
+from DiffeoRegPanel.request import Matching, Outputs, Region, Request
+
+AS_PRESET = -1  # refinement iterations
+# Slicer's wrapper understands typing.Union with None, and no `A | B`.
+RegionNode = Union[vtkMRMLSegmentationNode, vtkMRMLLabelMapVolumeNode, None]  # noqa: UP007
+
+
+@parameterPack
+class RegionChoice:
+    """A segmentation or label map, one segment of it (empty: all), and whether it is left out."""
+
+    node: RegionNode
+    segment: str = ""
+    exclude: bool = False
+
+
+@parameterPack
+class MatchingChoice:
+    """Regions and landmarks of both volumes that belong together."""
+
+    fixed: RegionChoice
+    moving: RegionChoice
+    fixedPoints: vtkMRMLMarkupsFiducialNode
+    movingPoints: vtkMRMLMarkupsFiducialNode
+
+
+@parameterPack
+class ModelChoice:
+    """Names of method, preset and effort."""
+
+    method: str = "svf"
+    preset: str = "general"
+    effort: str = "balanced"
+
+
+@parameterPack
+class FlowChoice:
+    """Time steps, refinement (-1: as the preset says), regularity."""
+
+    autoSteps: bool = True
+    steps: Annotated[int, WithinRange(1, 1024)] = 8
+    refinement: Annotated[int, WithinRange(AS_PRESET, 2000)] = AS_PRESET
+    regularity: Annotated[float, WithinRange(0.1, 5.0)] = 1.0
+
+
+@parameterPack
+class OutputChoice:
+    """Nodes to fill (none: new ones), what is wanted, how finely the transform is stored."""
+
+    transform: vtkMRMLTransformNode
+    inverse: vtkMRMLTransformNode
+    volume: vtkMRMLScalarVolumeNode
+    wantInverse: bool = True
+    wantVolume: bool = True
+    wantVelocity: bool = True
+    wantJacobian: bool = False
+    storage: str = "half"
+    showResult: bool = True
+
+
+@parameterPack
+class AdvancedChoice:
+    """The rest of the settings; an empty name or 0 means: as the preset says, or automatic."""
+
+    similarity: str = ""
+    init: str = "auto"
+    largeDisplacement: str = ""
+    workingSpacing: Annotated[float, WithinRange(0.0, 20.0)] = 0.0
+    window: Annotated[float, WithinRange(0.0, 31.0)] = 0.0
+    interpolation: str = "linear"
+    guidanceWeight: Annotated[float, WithinRange(0.0, 100.0)] = 1.0
+    padding: Annotated[float, WithinRange(0.0, 200.0)] = 0.0
+    memoryLimit: Annotated[float, WithinRange(0.0, 1024.0)] = 0.0
+
+
+@parameterNodeWrapper
+class DiffeoRegParameterNode:
+    """Everything the panel shows; saved with the scene.
+
+    stiffness: JSON of segment ID or label value -> preset name or number.
+    velocity ... report: the last result, shown again when the scene is loaded.
+    resultMoving: the moved volume, or the moving one under its transform; resultSource: the moving one.
+    report: JSON.
+    """
+
+    fixed: vtkMRMLScalarVolumeNode
+    moving: vtkMRMLScalarVolumeNode
+    initial: vtkMRMLTransformNode
+    model: ModelChoice
+    fixedMask: RegionChoice
+    movingMask: RegionChoice
+    pathology: RegionChoice
+    regions: RegionChoice
+    stiffness: str = "{}"
+    segmentations: list[vtkMRMLSegmentationNode]
+    labelMaps: list[vtkMRMLLabelMapVolumeNode]
+    markups: list[vtkMRMLMarkupsNode]
+    models: list[vtkMRMLModelNode]
+    guidance: MatchingChoice
+    evaluation: MatchingChoice
+    flow: FlowChoice
+    outputs: OutputChoice
+    advanced: AdvancedChoice
+    velocity: vtkMRMLScalarVolumeNode
+    jacobian: vtkMRMLScalarVolumeNode
+    reportTable: vtkMRMLTableNode
+    resultFixed: vtkMRMLScalarVolumeNode
+    resultMoving: vtkMRMLScalarVolumeNode
+    resultSource: vtkMRMLScalarVolumeNode
+    report: str = ""
+
+
+def settings_from(parameters: Any, *, device: str = "auto", threads: int | None = None) -> Settings:
+    """The settings of the next run; what the chosen method does not use stays at its default.
+
+    device, threads: of this computer, not of the scene.
+    Raises UnknownNameError for a method or preset this version does not have, SettingsError for bad values.
+    """
+    model, flow, advanced = parameters.model, parameters.flow, parameters.advanced
+    method = card(model.method)
+    changes: dict[str, Any] = {}
+    if method.time_steps and not flow.autoSteps:
+        changes["steps"] = flow.steps
+    if method.deformable:
+        changes |= {"regularity": flow.regularity, "guidance_weight": advanced.guidanceWeight}
+        changes |= {"similarity": advanced.similarity or None, "window_vox": advanced.window or None}
+        changes["large_displacement"] = {"on": True, "off": False}.get(advanced.largeDisplacement)
+    if method.refinable and flow.refinement != AS_PRESET:
+        changes["dense_iterations"] = flow.refinement
+    return Settings(
+        method=model.method, preset=model.preset, effort=model.effort, init=advanced.init,
+        working_spacing_mm=advanced.workingSpacing or None, interpolation=advanced.interpolation,
+        padding_mm=advanced.padding, memory_limit_gb=advanced.memoryLimit or None,
+        device=device, threads=threads, **changes,
+    )  # fmt: skip
+
+
+def request_from(parameters: Any, *, device: str = "auto", threads: int | None = None) -> Request:
+    """What Apply asks for: only the inputs the chosen method uses.
+
+    Raises UnknownNameError and SettingsError as `settings_from`.
+    """
+    method = card(parameters.model.method)
+    return Request(
+        fixed=parameters.fixed,
+        moving=parameters.moving,
+        settings=settings_from(parameters, device=device, threads=threads),
+        initial=parameters.initial,
+        fixed_mask=region_from(parameters.fixedMask),
+        moving_mask=region_from(parameters.movingMask),
+        guidance=_matching_from(parameters.guidance) if method.deformable else Matching(),
+        evaluation=_matching_from(parameters.evaluation),
+        pathology=region_from(parameters.pathology) if method.needs_pathology_mask else None,
+        regions=region_from(parameters.regions) if method.needs_region_labels else None,
+        stiffness=stiffness_from(parameters) if method.needs_region_labels else {},
+        segmentations=(*_present(parameters.segmentations), *_present(parameters.labelMaps)),
+        markups=_present(parameters.markups),
+        models=_present(parameters.models),
+        outputs=_outputs_from(parameters.outputs, method),
+    )
+
+
+def region_from(choice: Any) -> Region | None:
+    """The region chosen, None without a node."""
+    return None if choice.node is None else Region(choice.node, choice.segment, choice.exclude)
+
+
+def stiffness_from(parameters: Any) -> dict[str, str | float]:
+    """Stiffness per segment ID or label value, as stored; nothing when an edited scene made it unreadable."""
+    try:
+        stored = json.loads(parameters.stiffness or "{}")
+    except ValueError:
+        return {}
+    return {str(key): value for key, value in stored.items()} if isinstance(stored, dict) else {}
+
+
+def keep_stiffness(parameters: Any, stiffness: Mapping[str, str | float]) -> None:
+    """Store the stiffness per segment ID or label value."""
+    parameters.stiffness = json.dumps(dict(stiffness))
+
+
+def _matching_from(choice: Any) -> Matching:
+    return Matching(
+        region_from(choice.fixed), region_from(choice.moving), choice.fixedPoints, choice.movingPoints
+    )
+
+
+def _outputs_from(choice: Any, method: Card) -> Outputs:
+    return Outputs(
+        transform=choice.transform,
+        inverse=choice.inverse if choice.wantInverse else None,
+        volume=choice.volume if choice.wantVolume else None,
+        want_inverse=choice.wantInverse,
+        want_volume=choice.wantVolume,
+        want_velocity=choice.wantVelocity and method.time_steps,
+        want_jacobian=choice.wantJacobian and method.deformable,
+        storage=choice.storage,
+    )
+
+
+def _present(nodes: Any) -> tuple[Any, ...]:
+    """The nodes that are still in the scene."""
+    return tuple(node for node in nodes if node is not None)

@@ -1,0 +1,218 @@
+"""One registration inside Slicer, from request to nodes: panel and console both go through here."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import slicer
+
+from DiffeoRegLib.errors import Cancelled, DeviceError, DiffeoRegError, InputError, MemoryLimitError
+from DiffeoRegPanel.checks import check_request, check_still_there
+from DiffeoRegPanel.job import job_of
+from DiffeoRegPanel.nodes import (
+    hierarchy,
+    places,
+    points,
+    segmentations,
+    selfcheck,
+    tables,
+    transforms,
+    volumes,
+)
+from DiffeoRegPanel.nodes.places import Matrix
+from DiffeoRegPanel.request import Request
+from DiffeoRegPanel.runner import Event, Runner
+
+KINDS: dict[str, type[DiffeoRegError]] = {
+    "input": InputError,
+    "memory": MemoryLimitError,
+    "device": DeviceError,
+    "torch": DeviceError,
+}
+
+
+@dataclass
+class RegistrationResult:
+    """The nodes a registration made or filled, and its numbers; None for what was not asked for.
+
+    segmentations, markups, models: what was carried to the fixed volume, in the order of the request.
+    report: see Resources/docs/report.md.  selfCheck: whether Slicer shows what the engine computed.
+    """
+
+    outputTransform: Any = None
+    inverseTransform: Any = None
+    movedVolume: Any = None
+    appearanceChange: Any = None
+    velocity: Any = None
+    jacobianVolume: Any = None
+    reportTable: Any = None
+    segmentations: list[Any] = field(default_factory=list)
+    markups: list[Any] = field(default_factory=list)
+    models: list[Any] = field(default_factory=list)
+    report: dict[str, Any] = field(default_factory=dict)
+    selfCheck: Any = None
+
+
+class Registration:
+    """A run under way: poll it until `finished`, then read `result` or `error`.
+
+    The scene changes only in the `poll` that finishes a run that succeeded.
+    Raises InputError at once for a request that cannot be carried out.
+    """
+
+    def __init__(self, request: Request, runner: Runner, scene: Any = None) -> None:
+        self.request = request
+        self.scene = scene or slicer.mrmlScene
+        self.notes = check_request(request)
+        # As they are now: the user may go on working in the scene while the worker computes.
+        self._parents = places.parent_matrix(request.fixed), places.parent_matrix(request.moving)
+        self.result: RegistrationResult | None = None
+        self.error: Exception | None = None
+        self._run = runner.start(job_of(request))
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is a result or an error."""
+        return self.result is not None or self.error is not None
+
+    @property
+    def log(self) -> str:
+        """What the worker wrote besides its answers."""
+        return self._run.log
+
+    def cancel(self) -> None:
+        """Stop the run; it then finishes with Cancelled and the scene stays as it is."""
+        self._run.cancel()
+
+    def poll(self) -> list[Event]:
+        """Take in what has happened, without waiting; makes the nodes when the worker is done."""
+        events = [] if self.finished else self._run.poll()
+        for event in events:
+            if event.kind == "result":
+                self._finish(event.result or {})
+            elif event.kind == "cancelled":
+                self.error = Cancelled("Cancelled; the scene is as it was.")
+            elif event.kind == "error":
+                self.error = KINDS.get(event.error_kind or "", DiffeoRegError)(event.message)
+        return events
+
+    def _finish(self, answer: dict[str, Any]) -> None:
+        try:
+            check_still_there(self.request)
+            with all_or_nothing(self.scene, _given(self.request)):
+                self.result = make_nodes(self.request, answer, self.notes, self.scene, self._parents)
+        except Exception as problem:  # noqa: BLE001 - whoever polls reads it in `error`
+            self.error = problem
+
+
+def make_nodes(
+    request: Request, answer: dict[str, Any], notes: list[str], scene: Any, parents: tuple[Matrix, Matrix]
+) -> RegistrationResult:
+    """All nodes of a finished run; parents: of fixed and moving volume when it began."""
+    fixed, moving, outputs = request.fixed, request.moving, request.outputs
+    parts, inverse_parts, moved = answer["transform"], answer["inverse"], answer["moved"]
+    result = RegistrationResult(report=dict(answer["report"]))
+    result.outputTransform = transforms.output_transform(
+        scene, parts, fixed, moving, node=outputs.transform, parent=parents[1]
+    )
+    result.selfCheck = selfcheck.check_transform(
+        result.outputTransform, moving, fixed, moved.array, interpolation=request.settings.interpolation
+    )
+    result.report["notes"] = [*notes, *result.report.get("notes", []), result.selfCheck.sentence]
+    if outputs.want_inverse:
+        result.inverseTransform = transforms.inverse_transform(
+            scene, inverse_parts, fixed, moving, node=outputs.inverse, parent=parents[0]
+        )
+        result.report["inverse_in_slicer_mm"] = transforms.inverse_error_mm(
+            result.outputTransform, result.inverseTransform, volumes.grid_points(fixed)
+        )
+    if outputs.want_volume:
+        name = f"{moving.GetName()} on {fixed.GetName()}"
+        result.movedVolume = volumes.volume_on(fixed, moved, name, node=outputs.volume, display_like=moving)
+    if answer.get("jacobian") is not None:
+        name = f"Jacobian determinant, {result.outputTransform.GetName()}"
+        result.jacobianVolume = volumes.jacobian_on(fixed, answer["jacobian"], name)
+    if answer.get("velocity") is not None:
+        result.velocity = _velocity(request, answer, scene)
+    _carry(request, answer, result)
+    result.reportTable = tables.report_table(
+        scene, result.report, name=f"Report, {result.outputTransform.GetName()}"
+    )
+    for node in _made(result):
+        hierarchy.place_beside(node, fixed)
+    if not outputs.want_volume:
+        moving.SetAndObserveTransformNodeID(result.outputTransform.GetID())
+    return result
+
+
+def _velocity(request: Request, answer: dict[str, Any], scene: Any) -> Any:
+    field_of, steps = answer["velocity"]["field"], answer["velocity"]["steps"]
+    matrices = [part["matrix"] for part in answer["initial"] if "matrix" in part]
+    if len(matrices) != len(answer["initial"]):
+        return None  # a start that is itself a deformation is no point on the way from nothing to the result
+    name = f"Velocity, {request.moving.GetName()} -> {request.fixed.GetName()}"
+    return volumes.velocity_node(scene, field_of, steps, matrices, name, request.fixed, request.moving)
+
+
+def _carry(request: Request, answer: dict[str, Any], result: RegistrationResult) -> None:
+    """Bring what lies on the moving volume to the fixed volume."""
+    forward = transforms.transform_from_parts(answer["transform"])
+    backward = transforms.transform_from_parts(answer["inverse"])
+    where = f"on {request.fixed.GetName()}"
+    for node in request.segmentations:
+        carry = (
+            segmentations.transfer
+            if node.IsA("vtkMRMLSegmentationNode")
+            else segmentations.transfer_label_map
+        )
+        result.segmentations.append(carry(node, forward, request.fixed, name=f"{node.GetName()} {where}"))
+    for node in request.markups:
+        result.markups.append(
+            points.transfer_markups(node, backward, request.fixed, f"{node.GetName()} {where}")
+        )
+    for node in request.models:
+        result.models.append(
+            points.transfer_model(node, backward, request.fixed, f"{node.GetName()} {where}")
+        )
+
+
+def _made(result: RegistrationResult) -> list[Any]:
+    single = (
+        result.outputTransform, result.inverseTransform, result.movedVolume, result.appearanceChange,
+        result.velocity, result.jacobianVolume, result.reportTable,
+    )  # fmt: skip
+    return [
+        node for node in (*single, *result.segmentations, *result.markups, *result.models) if node is not None
+    ]
+
+
+def _given(request: Request) -> list[Any]:
+    """Nodes of the user that the run fills."""
+    outputs = request.outputs
+    return [node for node in (outputs.transform, outputs.inverse, outputs.volume) if node is not None]
+
+
+@contextlib.contextmanager
+def all_or_nothing(scene: Any, filled: list[Any]) -> Iterator[None]:
+    """On an exception, remove the nodes added meanwhile and give `filled` nodes their content back."""
+    before = {scene.GetNthNode(i).GetID() for i in range(scene.GetNumberOfNodes())}
+    backups = []
+    for node in filled:
+        backup = node.CreateNodeInstance()
+        backup.Copy(node)
+        backups.append(backup)
+    scene.StartState(slicer.vtkMRMLScene.BatchProcessState)
+    try:
+        yield
+    except BaseException:
+        added = [scene.GetNthNode(i) for i in range(scene.GetNumberOfNodes())]
+        for node in [node for node in added if node.GetID() not in before]:
+            scene.RemoveNode(node)
+        for node, backup in zip(filled, backups, strict=True):
+            node.Copy(backup)
+        raise
+    finally:
+        scene.EndState(slicer.vtkMRMLScene.BatchProcessState)
