@@ -1,5 +1,6 @@
 # make demo    register the shipped pair, or your own: make demo FIXED=a.nii.gz MOVING=b.nii.gz
 # make test    everything that must hold: lint, format, types, tests
+# make pictures  draw the pictures in Resources/Screenshots: slice views and the panel
 # make help    all commands and variables
 
 PYTHON ?=
@@ -11,8 +12,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 SAMPLES := Resources/SampleData/hippocampus
 OUT ?= build/demo
+PICTURES ?= Resources/Screenshots
 
-.PHONY: help demo test lint format types check clean distclean
+.PHONY: help demo test lint format types check pictures clean distclean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -22,6 +24,7 @@ help:
 	@echo "              optional: FIXED_SEG= MOVING_SEG= (label maps)  PRESET=  OUT="
 	@echo "make test     install, then ruff, mypy and pytest (JOBS=$(JOBS) at a time)"
 	@echo "make lint, types, check   only that part: ruff and house rules / mypy / pytest"
+	@echo "make pictures install, then draw slice views and the Slicer panel into $(PICTURES)"
 	@echo "make format   rewrite the sources in the project's format"
 	@echo "make clean    remove what was built; make distclean: the environment too"
 	@echo "PYTHON=path   which Python (3.11 or newer) makes the environment"
@@ -56,6 +59,11 @@ $(VENV)/.tests: $(VENV)/.torch-$(TORCH) pyproject.toml
 	@echo "Installing DiffeoReg and what its tests need"
 	@$(BIN)/python -m pip install --quiet --editable '.[tests]'
 	@touch $@ $(VENV)/.demo
+
+# What Qt and VTK load from the system: installed for root on Debian and Ubuntu, elsewhere said.
+$(VENV)/.libraries: $(VENV)/.python tools/system_packages.py
+	@$(BIN)/python tools/system_packages.py
+	@touch $@
 
 # --- demo --------------------------------------------------------------------------------------------------
 
@@ -93,8 +101,13 @@ lint: $(VENV)/.tests
 types: $(VENV)/.tests
 	$(BIN)/mypy
 
-check: $(VENV)/.tests
+check: $(VENV)/.tests $(VENV)/.libraries
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg PYTHONWARNDEFAULTENCODING=1 $(BIN)/python -m pytest -n $(JOBS)
+
+# No screen is needed: Qt draws into memory, VTK through EGL.
+pictures: $(VENV)/.tests $(VENV)/.libraries
+	OMP_NUM_THREADS=1 QT_QPA_PLATFORM=offscreen VTK_DEFAULT_OPENGL_WINDOW=vtkEGLRenderWindow \
+	    PYTHONWARNDEFAULTENCODING=1 $(BIN)/python -m Testing.slicer.pictures "$(PICTURES)"
 
 format: $(VENV)/.tests
 	$(BIN)/ruff check --fix .
