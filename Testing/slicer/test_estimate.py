@@ -1,0 +1,139 @@
+"""The estimate before a run, against what was measured and against a run done here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from DiffeoRegLib.catalog import CARDS
+from DiffeoRegLib.settings import EFFORTS, PRESETS, Settings
+from DiffeoRegPanel.estimate import Estimate, estimate
+
+SPACING = (1.0, 1.0, 1.0)
+BRAIN = (156, 206, 166)
+
+
+def guess(
+    n: int | tuple[int, ...], cores: int, effort: str, preset: str = "general", method: str = "svf"
+) -> Estimate:
+    shape = (n, n, n) if isinstance(n, int) else n
+    settings = Settings(method=method, effort=effort, preset=preset)
+    return estimate(CARDS[method], settings, shape, SPACING[: len(shape)], shape, cores=cores)
+
+
+MEASURED = [
+    # voxels, cores, effort, preset, method, seconds of register(), peak MB of the process
+    (48, 1, "fast", "general", "svf", 3.95, 402),
+    (96, 1, "fast", "general", "svf", 6.1, 522),
+    (96, 1, "balanced", "general", "svf", 7.03, 558),
+    (96, 1, "accurate", "general", "svf", 11.13, 604),
+    (96, 1, "fast", "multimodal", "svf", 5.77, 514),
+    (96, 1, "fast", "lung-ct", "svf", 8.99, 515),
+    (96, 1, "balanced", "abdomen", "svf", 7.69, 514),
+    (96, 1, "fast", "general", "affine", 3.77, 464),
+    (BRAIN, 2, "balanced", "general", "svf", 18.0, 2150),  # Resources/docs/results.md, with our affine
+    (BRAIN, 2, "fast", "general", "svf", 9.5, 950),
+]
+
+
+@pytest.mark.parametrize(("n", "cores", "effort", "preset", "method", "seconds", "megabytes"), MEASURED)
+def test_measured_runs_are_within_a_factor_of_two(
+    n: int, cores: int, effort: str, preset: str, method: str, seconds: float, megabytes: float
+) -> None:
+    found = guess(n, cores, effort, preset, method)
+    assert found.seconds is not None
+    assert seconds / 2 < found.seconds < seconds * 2
+    assert megabytes / 2 < found.memory_mb < megabytes * 2
+
+
+def test_the_memory_of_256_cubed_is_the_measured_one() -> None:
+    assert guess(256, 1, "balanced", "brain-mr").memory_mb == pytest.approx(4460, rel=0.15)
+
+
+def test_a_run_done_now_takes_the_memory_estimated(samples: Path) -> None:
+    """The shipped pair, `fast`, one thread."""
+    code = """if True:
+        import json
+        import torch; torch.set_num_threads(1)
+        from pathlib import Path
+        from DiffeoRegLib.pipeline import register
+        from DiffeoRegLib.settings import Settings
+        from DiffeoRegLib.volumes.files import read_volume
+        import sys
+        folder = Path(sys.argv[1]) / "hippocampus" / "images"
+        fixed, moving = (read_volume(folder / f"hippocampus_{n}.nii.gz") for n in ("006", "138"))
+        report = register(fixed, moving, Settings(effort="fast")).report
+        print(json.dumps([report["peak_memory_mb"], fixed.grid.shape]))
+        """
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(samples)], capture_output=True, check=True, encoding="utf-8",
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=samples.parents[1],
+    )  # fmt: skip
+    megabytes, shape = json.loads(done.stdout)
+    found = estimate(CARDS["svf"], Settings(effort="fast"), shape, SPACING, shape, cores=1)
+    assert megabytes / 2 < found.memory_mb < megabytes * 2
+
+
+def test_more_work_is_estimated_to_take_longer() -> None:
+    times = [guess(96, 1, effort).cpu_seconds for effort in EFFORTS]
+    assert times == sorted(times)
+    assert guess(128, 1, "fast").cpu_seconds > guess(96, 1, "fast").cpu_seconds
+    assert guess(96, 4, "fast").cpu_seconds < guess(96, 1, "fast").cpu_seconds
+    assert guess(96, 1, "fast", method="affine").cpu_seconds < guess(96, 1, "fast").cpu_seconds
+    assert guess(96, 1, "fast", method="affine").memory_mb < guess(96, 1, "fast").memory_mb
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("shape", [(64, 64), (1, 128, 128), (40, 60, 80), (512, 512, 300)])
+def test_every_preset_and_size_has_an_estimate(preset: str, shape: tuple[int, ...]) -> None:
+    for settings in (Settings(preset=preset), Settings(preset=preset, iterations=(5,), levels_mm=(3.0,))):
+        found = estimate(CARDS["svf"], settings, shape, (0.8, 0.7, 2.5)[: len(shape)], shape, cores=2)
+        assert 0 < found.cpu_seconds < 3600
+        assert 400 < found.memory_mb < 100_000
+        assert "estimate" in found.sentence
+        assert "2 CPU cores" in found.sentence
+
+
+def test_an_initial_transform_spares_the_alignment() -> None:
+    arguments = (CARDS["svf"], Settings(effort="fast"), (96,) * 3, SPACING, (96,) * 3)
+    given = estimate(*arguments, cores=1, has_initial=True)
+    assert given.cpu_seconds < estimate(*arguments, cores=1).cpu_seconds - 2
+    assert estimate(*arguments, cores=1, has_initial=True).memory_mb == given.memory_mb
+
+
+def test_the_transform_s_size_is_that_of_its_grid() -> None:
+    arguments = (CARDS["svf"], Settings(), (256,) * 3, SPACING, (256,) * 3)
+    assert estimate(*arguments, want_inverse=False).transform_mb == pytest.approx(25.17, abs=0.01)
+    assert estimate(*arguments, want_inverse=False, storage="full").transform_mb == pytest.approx(
+        201.3, abs=0.1
+    )
+    assert estimate(*arguments).transform_mb == pytest.approx(50.33, abs=0.01)
+    affine = estimate(CARDS["affine"], *arguments[1:])
+    assert affine.transform_mb == 0
+    assert "transforms" not in affine.sentence
+
+
+def test_for_a_graphics_processor_no_number_is_made_up() -> None:
+    arguments = (CARDS["svf"], Settings(), (96,) * 3, SPACING, (96,) * 3)
+    found = estimate(*arguments, "cuda:0", cores=2)
+    assert found.seconds is None
+    assert "not measured" in found.sentence
+    assert "not measured" not in estimate(*arguments, "cpu", cores=2).sentence
+
+
+def test_threads_and_memory_limit_of_the_settings_count() -> None:
+    shape = (256,) * 3
+    found = estimate(CARDS["svf"], Settings(threads=1, memory_limit_gb=2), shape, SPACING, shape, cores=8)
+    assert "1 CPU core;" in found.sentence
+    assert found.memory_mb == 2000
+
+
+def test_levels_that_do_not_match_are_estimated_too() -> None:
+    """The run itself refuses them in words; the panel still has to show something while they are typed."""
+    settings = Settings(levels_mm=(4.0, 2.0, 1.0))
+    assert estimate(CARDS["svf"], settings, (64,) * 3, SPACING, (64,) * 3, cores=1).cpu_seconds > 0

@@ -1,0 +1,250 @@
+"""The panel on the bench: which controls are shown, and that parameters and controls follow each other."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from DiffeoRegPanel.request import Request
+from Testing.slicer import panel_cases as cases
+
+pytestmark = pytest.mark.usefixtures("bench")
+
+OPTIONAL = {
+    "pathologyGroup", "regionsGroup", "guidanceGroup", "stepsRow", "refinementSpin", "regularitySlider",
+    "wantVelocity", "wantJacobian", "storageCombo", "windowSpin", "largeCombo", "modelWeights",
+    "weightsButtons",
+}  # fmt: skip
+DEFORMABLE = {
+    "guidanceGroup", "regularitySlider", "wantJacobian", "storageCombo", "windowSpin", "largeCombo"
+}  # fmt: skip
+FLOW = DEFORMABLE | {"stepsRow", "refinementSpin", "wantVelocity"}
+SHOWN = {
+    "affine": set(),
+    "svf": FLOW,
+    "pathological": FLOW | {"pathologyGroup"},
+    "regional": FLOW | {"regionsGroup"},
+    "direct": DEFORMABLE | {"modelWeights", "weightsButtons"},
+}
+
+
+@pytest.fixture
+def panel(bench: Any, monkeypatch: Any) -> Any:
+    """A panel with all cards; nothing may have gone wrong in a slot."""
+    import qt
+
+    cases.add_cards(monkeypatch)
+    made = cases.make_panel()
+    yield made
+    made.cleanup()
+    assert [str(error) for error in qt.slotErrors] == []
+
+
+def choose(combo: Any, value: str) -> None:
+    """What a user does: pick the entry that stands for this value."""
+    index = combo.findData(value)
+    assert index >= 0, value
+    combo.setCurrentIndex(index)
+
+
+@pytest.mark.parametrize("method", sorted(SHOWN))
+def test_a_method_shows_exactly_its_controls(panel: Any, method: str) -> None:
+    choose(panel.ui.methodCombo, method)
+    shown = {name for name in OPTIONAL if not getattr(panel.ui, name).isHidden()}
+    assert shown == SHOWN[method]
+    for name in OPTIONAL:
+        label = getattr(panel.ui, f"{name}Label", None)
+        assert label is None or label.isHidden() == (name not in shown), name
+
+
+def test_hidden_controls_stay_hidden_when_their_section_is_opened(panel: Any) -> None:
+    choose(panel.ui.methodCombo, "affine")
+    for name in ("masksSection", "advancedSection"):
+        getattr(panel.ui, name).collapsed = True
+        getattr(panel.ui, name).collapsed = False
+    assert panel.ui.pathologyGroup.isHidden()
+    assert panel.ui.windowSpin.isHidden()
+
+
+def test_methods_for_groups_are_not_offered(panel: Any) -> None:
+    assert panel.ui.methodCombo.findData("group") == -1
+    assert panel.ui.methodCombo.findData("svf") >= 0
+
+
+def test_controls_change_the_parameters(panel: Any) -> None:
+    ui, parameters = panel.ui, panel.parameters
+    choose(ui.presetCombo, "lung-ct")
+    choose(ui.similarityCombo, "nmi")
+    ui.stepsAuto.setChecked(False)
+    ui.stepsSpin.setValue(16)
+    ui.regularitySlider.value = 2.5
+    ui.wantJacobian.setChecked(True)
+    assert parameters.model.preset == "lung-ct"
+    assert parameters.advanced.similarity == "nmi"
+    assert (parameters.flow.autoSteps, parameters.flow.steps, parameters.flow.regularity) == (False, 16, 2.5)
+    assert parameters.outputs.wantJacobian is True
+    assert ui.presetUse.text == "Breathing states or visits, chest CT."
+
+
+def test_parameters_change_the_controls(panel: Any) -> None:
+    ui, parameters = panel.ui, panel.parameters
+    parameters.model.method = "direct"
+    parameters.flow.autoSteps = False
+    parameters.flow.refinement = 7
+    parameters.outputs.storage = "full"
+    parameters.advanced.init = "rigid"
+    assert ui.methodCombo.itemData(ui.methodCombo.currentIndex) == "direct"
+    assert ui.stepsSpin.enabled
+    assert ui.refinementSpin.value == 7
+    assert ui.storageCombo.itemData(ui.storageCombo.currentIndex) == "full"
+    assert ui.initCombo.itemData(ui.initCombo.currentIndex) == "rigid"
+
+
+def test_a_mask_is_one_segment_left_out(panel: Any) -> None:
+    cases.choose_pair(panel)
+    node = cases.add_segmentation("organs", ("liver", "implant"))
+    ui = panel.ui
+    assert ui.fixedMaskWhich.isHidden()
+    ui.fixedMaskNode.setCurrentNode(node)
+    choose(ui.fixedMaskSegment, "S2")
+    ui.fixedMaskExclude.setChecked(True)
+    mask = panel.request().fixed_mask
+    assert (mask.node, mask.segment_id, mask.exclude) == (node, "S2", True)
+    assert panel.request().moving_mask is None
+
+
+def test_the_segments_listed_follow_the_segmentation(panel: Any) -> None:
+    node = cases.add_segmentation("organs", ("liver",))
+    panel.ui.fixedMaskNode.setCurrentNode(node)
+    node.GetSegmentation().AddEmptySegment("S9", "spleen")
+    assert panel.ui.fixedMaskSegment.findText("spleen") >= 0
+    node.GetSegmentation().GetSegment("S9").SetName("kidney")
+    assert panel.ui.fixedMaskSegment.findText("kidney") >= 0
+
+
+def test_a_chosen_segment_that_is_gone_is_said_and_never_taken_for_all(panel: Any) -> None:
+    cases.choose_pair(panel)
+    node = cases.add_segmentation("organs", ("liver", "implant"))
+    panel.ui.fixedMaskNode.setCurrentNode(node)
+    choose(panel.ui.fixedMaskSegment, "S2")
+    assert panel.problem() == ""
+    node.GetSegmentation().RemoveSegment("S2")
+    panel.parameters.flow.steps = 9
+    assert "no longer in 'organs'" in panel.ui.statusLabel.text
+    assert not panel.ui.applyButton.enabled
+    assert panel.request().fixed_mask.segment_id == "S2"
+
+
+def test_another_segmentation_begins_with_all_segments(panel: Any) -> None:
+    first = cases.add_segmentation("organs", ("liver", "implant"))
+    panel.ui.fixedMaskNode.setCurrentNode(first)
+    choose(panel.ui.fixedMaskSegment, "S2")
+    panel.ui.fixedMaskNode.setCurrentNode(cases.add_segmentation("other", ("bone",)))
+    assert panel.parameters.fixedMask.segment == ""
+
+
+def test_a_stiffness_for_every_region(panel: Any) -> None:
+    cases.choose_pair(panel)
+    choose(panel.ui.methodCombo, "regional")
+    assert "needs regions" in panel.problem()
+    node = cases.add_segmentation("tissue", ("bone", "muscle"))
+    panel.ui.regionsNode.setCurrentNode(node)
+    table = panel.ui.stiffnessTable
+    assert (table.rowCount, table.item(1, 0).text()) == (2, "muscle")
+    table.cellWidget(0, 1).setEditText("rigid-like")
+    table.cellWidget(1, 1).setEditText("0.5")
+    assert panel.request().stiffness == {"S1": "rigid-like", "S2": 0.5}
+    table.cellWidget(1, 1).setEditText("hard")
+    assert "'hard' is no stiffness" in panel.problem()
+    assert not panel.ui.applyButton.enabled
+
+
+def test_stiffness_of_the_parameters_is_shown(panel: Any) -> None:
+    choose(panel.ui.methodCombo, "regional")
+    panel.parameters.regions.node = cases.add_segmentation("tissue", ("bone", "muscle"))
+    panel.parameters.stiffness = json.dumps({"S1": "stiff"})
+    table = panel.ui.stiffnessTable
+    assert (table.cellWidget(0, 1).currentText, table.cellWidget(1, 1).currentText) == ("stiff", "normal")
+
+
+def test_ticked_nodes_are_carried(panel: Any) -> None:
+    import qt
+    import slicer
+
+    cases.choose_pair(panel)
+    organs, bones = cases.add_segmentation("organs", ("liver",)), cases.add_segmentation("bones", ("rib",))
+    labels = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "labels")
+    points = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "points")
+    panel.ui.carrySegmentations.setCheckState(organs, qt.Qt.Checked)
+    panel.ui.carrySegmentations.setCheckState(labels, qt.Qt.Checked)
+    panel.ui.carryMarkups.setCheckState(points, qt.Qt.Checked)
+    request = panel.request()
+    assert (request.segmentations, request.markups, request.models) == ((organs, labels), (points,), ())
+    panel.parameters.segmentations = [bones]
+    assert [n.GetName() for n in panel.ui.carrySegmentations.checkedNodes()] == ["bones", "labels"]
+    slicer.mrmlScene.RemoveNode(bones)
+    assert panel.request().segmentations == (labels,)
+
+
+def test_hidden_inputs_do_not_count(panel: Any) -> None:
+    cases.choose_pair(panel)
+    panel.parameters.pathology.node = cases.add_segmentation("tumour", ("tumour",))
+    panel.parameters.guidance.fixed.node = cases.add_segmentation("organs", ("liver",))
+    panel.parameters.flow.refinement = 5
+    choose(panel.ui.methodCombo, "affine")
+    request = panel.request()
+    assert request.pathology is None
+    assert not request.guidance
+    assert not request.outputs.want_velocity
+    assert request.settings.dense_iterations is None
+    choose(panel.ui.methodCombo, "pathological")
+    request = panel.request()
+    assert request.pathology is not None
+    assert request.guidance
+    assert request.settings.dense_iterations == 5
+
+
+def test_an_untouched_panel_asks_for_the_defaults(panel: Any) -> None:
+    from DiffeoRegLib.settings import Settings
+
+    fixed, moving = cases.choose_pair(panel)
+    request = panel.request()
+    plain = Request(fixed, moving)
+    assert request.settings == Settings()
+    assert request.outputs == plain.outputs or vars(request.outputs) == vars(plain.outputs)
+
+
+def test_all_settings_reach_the_request(panel: Any) -> None:
+    cases.choose_pair(panel)
+    ui = panel.ui
+    for combo, value in (
+        (ui.effortCombo, "fast"), (ui.initCombo, "mass"), (ui.largeCombo, "on"),
+        (ui.interpolationCombo, "cubic"),
+        (ui.similarityCombo, "mind"), (ui.deviceCombo, "cpu"), (ui.storageCombo, "full"),
+    ):  # fmt: skip
+        choose(combo, value)
+    ui.workingSpin.setValue(1.5)
+    ui.windowSpin.setValue(7.0)
+    ui.guidanceWeightSpin.setValue(3.0)
+    ui.paddingSpin.setValue(10.0)
+    ui.memorySpin.setValue(4.0)
+    ui.threadsSpin.setValue(2)
+    ui.refinementSpin.setValue(0)
+    request = panel.request()
+    s = request.settings
+    assert (s.effort, s.init, s.large_displacement, s.interpolation) == ("fast", "mass", True, "cubic")
+    assert (s.similarity, s.device, s.threads, s.dense_iterations) == ("mind", "cpu", 2, 0)
+    assert (s.working_spacing_mm, s.window_vox, s.guidance_weight) == (1.5, 7.0, 3.0)
+    assert (s.padding_mm, s.memory_limit_gb, request.outputs.storage) == (10.0, 4.0, "full")
+
+
+def test_every_control_explains_itself(panel: Any) -> None:
+    import qt
+
+    named = [w for w in vars(panel.ui).values() if isinstance(w, qt.QWidget) and w is not panel.top]
+    containers = ("Row", "Which", "Buttons", "Section")
+    bare = [w.name for w in named if not w.toolTip and not w.name.startswith("qt_") and w.name]
+    assert len(named) > 100
+    assert [name for name in bare if not name.endswith(containers)] == []
