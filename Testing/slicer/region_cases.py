@@ -172,3 +172,26 @@ def segment_mask(node: Any, key: str) -> Array:
     image = segment.GetRepresentation("Binary labelmap")
     array = numpy_support.vtk_to_numpy(image.GetPointData().GetScalars())
     return np.asarray(array.reshape(image.GetDimensions()[::-1]) == segment.GetLabelValue())
+
+
+FIXED_TURN = rotation((3, 7, -11), (2.5, -1.25, 4))
+SEGMENTS_TURN = rotation((-6, 4, 9), (-3, 2, 1.5))
+
+
+def organs(scene, name="organs"):
+    """Labels 1, 2, 7 in one layer, and in a second layer a ball that overlaps the first two."""
+    return add_segmentation(
+        scene,
+        [labels(), ball()],
+        MOVING_PLACE,
+        [["liver", "tumour", "spine"], ["ball"]],
+        name,
+    )
+
+
+def expected(array, moving_turn=None, fixed_turn=None, transform=None):
+    """SimpleITK's answer with the parent transforms multiplied into the places."""
+    return nearest(
+        array, (np.eye(4) if moving_turn is None else moving_turn) @ MOVING_PLACE, FIXED_SHAPE,
+        (np.eye(4) if fixed_turn is None else fixed_turn) @ FIXED_PLACE, transform,
+    )  # fmt: skip

@@ -10,9 +10,6 @@ from DiffeoRegPanel.nodes import regions
 from DiffeoRegPanel.request import Region
 from Testing.slicer import region_cases as cases
 
-FIXED_TURN = cases.rotation((3, 7, -11), (2.5, -1.25, 4))
-SEGMENTS_TURN = cases.rotation((-6, 4, 9), (-3, 2, 1.5))
-
 
 @pytest.fixture
 def fixed(scene):
@@ -24,39 +21,20 @@ def moving(scene):
     return cases.add_volume(cases.MOVING_SHAPE, cases.MOVING_PLACE, "moving")
 
 
-def organs(scene, name="organs"):
-    """Labels 1, 2, 7 in one layer, and in a second layer a ball that overlaps the first two."""
-    return cases.add_segmentation(
-        scene,
-        [cases.labels(), cases.ball()],
-        cases.MOVING_PLACE,
-        [["liver", "tumour", "spine"], ["ball"]],
-        name,
-    )
-
-
-def expected(array, moving_turn=None, fixed_turn=None, transform=None):
-    """SimpleITK's answer with the parent transforms multiplied into the places."""
-    return cases.nearest(
-        array, (np.eye(4) if moving_turn is None else moving_turn) @ cases.MOVING_PLACE, cases.FIXED_SHAPE,
-        (np.eye(4) if fixed_turn is None else fixed_turn) @ cases.FIXED_PLACE, transform,
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize("turned", [False, True], ids=["at the root", "under parent transforms"])
 def test_masks_lie_on_the_grid_of_the_volume(scene, fixed, turned):
-    source = organs(scene)
+    source = cases.organs(scene)
     label_map = cases.add_volume(cases.labels(), cases.MOVING_PLACE, "atlas", "vtkMRMLLabelMapVolumeNode")
     turns, place = {}, cases.FIXED_PLACE
     if turned:
-        cases.add_parent(scene, fixed, FIXED_TURN)
-        cases.add_parent(scene, source, SEGMENTS_TURN)
+        cases.add_parent(scene, fixed, cases.FIXED_TURN)
+        cases.add_parent(scene, source, cases.SEGMENTS_TURN)
         label_map.SetAndObserveTransformNodeID(source.GetTransformNodeID())
         turns, place = (
-            {"moving_turn": SEGMENTS_TURN, "fixed_turn": FIXED_TURN},
-            FIXED_TURN @ cases.FIXED_PLACE,
+            {"moving_turn": cases.SEGMENTS_TURN, "fixed_turn": cases.FIXED_TURN},
+            cases.FIXED_TURN @ cases.FIXED_PLACE,
         )
-    labels, ball = expected(cases.labels(), **turns), expected(cases.ball(), **turns)
+    labels, ball = cases.expected(cases.labels(), **turns), cases.expected(cases.ball(), **turns)
     for region, right in (
         (Region(source), (labels > 0) | (ball > 0)),
         (Region(source, "id-tumour"), labels == 2),
@@ -71,7 +49,7 @@ def test_masks_lie_on_the_grid_of_the_volume(scene, fixed, turned):
 
 
 def test_the_same_grid_is_not_resampled(scene, moving):
-    source = organs(scene)
+    source = cases.organs(scene)
     image, ids = regions.labels_of(Region(source), moving)
     assert set(ids.values()) == {"id-liver", "id-tumour", "id-spine", "id-ball"}
     label = {key: value for value, key in ids.items()}
@@ -80,7 +58,7 @@ def test_the_same_grid_is_not_resampled(scene, moving):
 
 
 def test_the_smaller_of_overlapping_segments_counts(scene, moving):
-    source = organs(scene)
+    source = cases.organs(scene)
     image, ids = regions.labels_of(Region(source), moving)
     label = {key: value for value, key in ids.items()}
     labels, ball = cases.labels(), cases.ball() > 0
@@ -100,7 +78,7 @@ def test_the_smaller_of_overlapping_segments_counts(scene, moving):
 
 
 def test_segments_match_by_name(scene, fixed, moving):
-    here = organs(scene)
+    here = cases.organs(scene)
     there = cases.add_segmentation(
         scene, [np.where(cases.labels() == 7, 1, np.where(cases.labels() == 1, 3, 0)).astype(np.uint8)],
         cases.MOVING_PLACE, [[" Spine", "LIVER"]], "others",
@@ -108,7 +86,7 @@ def test_segments_match_by_name(scene, fixed, moving):
     one, other, names = regions.matched_labels(Region(here), Region(there), fixed, moving)
     assert set(names.values()) == {"liver", "spine"}
     label = {name: value for value, name in names.items()}
-    resampled = expected(cases.labels())
+    resampled = cases.expected(cases.labels())
     np.testing.assert_array_equal(one.array == label["spine"], resampled == 7)
     np.testing.assert_array_equal(one.array == label["liver"], resampled == 1)
     np.testing.assert_array_equal(other.array == label["spine"], cases.labels() == 7)
@@ -126,7 +104,7 @@ def test_label_maps_match_by_value(scene, fixed, moving):
     one, other, names = regions.matched_labels(Region(maps[0]), Region(maps[1]), fixed, moving)
     assert len(names) == 2
     for label, value in zip(sorted(names), (1, 7), strict=True):
-        np.testing.assert_array_equal(one.array == label, expected(labels) == value)
+        np.testing.assert_array_equal(one.array == label, cases.expected(labels) == value)
         np.testing.assert_array_equal(other.array == label, labels == value)
 
 
@@ -138,29 +116,29 @@ def test_label_map_and_segmentation_match_by_colour_name_then_by_value(scene, fi
     table.SetNumberOfColors(8)
     table.SetColor(7, "tumour", 1, 0, 0, 1)
     source.GetDisplayNode().SetAndObserveColorNodeID(table.GetID())
-    there = organs(scene)
+    there = cases.organs(scene)
     one, other, names = regions.matched_labels(Region(source), Region(there), fixed, moving)
     assert names == {1: "tumour"}
-    np.testing.assert_array_equal(one.array == 1, expected(cases.labels()) == 7)
+    np.testing.assert_array_equal(one.array == 1, cases.expected(cases.labels()) == 7)
     np.testing.assert_array_equal(other.array == 1, cases.labels() == 2)
     table.SetColor(7, "something else", 1, 0, 0, 1)
     one, other, names = regions.matched_labels(Region(source), Region(there, "id-spine"), fixed, moving)
-    np.testing.assert_array_equal(one.array == 1, expected(cases.labels()) == 7)
+    np.testing.assert_array_equal(one.array == 1, cases.expected(cases.labels()) == 7)
     np.testing.assert_array_equal(other.array == 1, cases.labels() == 7)
 
 
 def test_two_chosen_segments_match_whatever_their_names(scene, fixed, moving):
-    source = organs(scene)
+    source = cases.organs(scene)
     one, other, names = regions.matched_labels(
         Region(source, "id-liver"), Region(source, "id-ball"), fixed, moving
     )
     assert names == {1: "liver"}
-    np.testing.assert_array_equal(one.array == 1, expected(cases.labels()) == 1)
+    np.testing.assert_array_equal(one.array == 1, cases.expected(cases.labels()) == 1)
     np.testing.assert_array_equal(other.array == 1, cases.ball() > 0)
 
 
 def test_nothing_in_common_is_refused(scene, fixed, moving):
-    here = organs(scene)
+    here = cases.organs(scene)
     there = cases.add_segmentation(scene, [cases.ball()], cases.MOVING_PLACE, [["kidney"]], "others")
     with pytest.raises(InputError, match=r"'organs' and 'others' have no segment in common.*same name"):
         regions.matched_labels(Region(here), Region(there), fixed, moving)
@@ -178,7 +156,7 @@ def test_empty_regions_are_refused(scene, fixed):
     )
     with pytest.raises(InputError, match=r"label map 'blank' is empty"):
         regions.mask_of(Region(blank), fixed)
-    source = organs(scene)
+    source = cases.organs(scene)
     with pytest.raises(InputError, match=r"no segment 'gone' any more"):
         regions.mask_of(Region(source, "gone"), fixed)
     cases.add_parent(scene, source, cases.rotation((0, 0, 0), (900, 0, 0)))

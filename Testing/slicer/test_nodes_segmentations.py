@@ -13,9 +13,6 @@ from DiffeoRegPanel.nodes import layers, places, segmentations
 from DiffeoRegPanel.request import Region
 from Testing.slicer import region_cases as cases
 
-FIXED_TURN = cases.rotation((3, 7, -11), (2.5, -1.25, 4))
-SEGMENTS_TURN = cases.rotation((-6, 4, 9), (-3, 2, 1.5))
-
 
 @pytest.fixture
 def fixed(scene):
@@ -27,53 +24,34 @@ def moving(scene):
     return cases.add_volume(cases.MOVING_SHAPE, cases.MOVING_PLACE, "moving")
 
 
-def organs(scene, name="organs"):
-    """Labels 1, 2, 7 in one layer, and in a second layer a ball that overlaps the first two."""
-    return cases.add_segmentation(
-        scene,
-        [cases.labels(), cases.ball()],
-        cases.MOVING_PLACE,
-        [["liver", "tumour", "spine"], ["ball"]],
-        name,
-    )
-
-
-def expected(array, moving_turn=None, fixed_turn=None, transform=None):
-    """SimpleITK's answer with the parent transforms multiplied into the places."""
-    return cases.nearest(
-        array, (np.eye(4) if moving_turn is None else moving_turn) @ cases.MOVING_PLACE, cases.FIXED_SHAPE,
-        (np.eye(4) if fixed_turn is None else fixed_turn) @ cases.FIXED_PLACE, transform,
-    )  # fmt: skip
-
-
 def masks(node):
     return {key: cases.segment_mask(node, key) for key in node.GetSegmentation().GetSegmentIDs()}
 
 
 @pytest.mark.parametrize("turned", [False, True], ids=["at the root", "under parent transforms"])
 def test_transfer_equals_nearest_neighbour(scene, fixed, turned):
-    source = organs(scene)
+    source = cases.organs(scene)
     turns = {}
     if turned:
-        cases.add_parent(scene, fixed, FIXED_TURN)
-        cases.add_parent(scene, source, SEGMENTS_TURN)
-        turns = {"moving_turn": SEGMENTS_TURN, "fixed_turn": FIXED_TURN}
+        cases.add_parent(scene, fixed, cases.FIXED_TURN)
+        cases.add_parent(scene, source, cases.SEGMENTS_TURN)
+        turns = {"moving_turn": cases.SEGMENTS_TURN, "fixed_turn": cases.FIXED_TURN}
     out = segmentations.transfer(source, cases.vtk_field(), fixed)
-    labels = expected(cases.labels(), **turns, transform=cases.sitk_field())
-    ball = expected(cases.ball(), **turns, transform=cases.sitk_field())
+    labels = cases.expected(cases.labels(), **turns, transform=cases.sitk_field())
+    ball = cases.expected(cases.ball(), **turns, transform=cases.sitk_field())
     found = masks(out)
     for key, right in {
         "id-liver": labels == 1, "id-tumour": labels == 2, "id-spine": labels == 7, "id-ball": ball == 1,
     }.items():  # fmt: skip
         assert right.sum() > 20
         assert np.count_nonzero(found[key] != right) == 0, key
-    still = expected(cases.labels(), **turns)
+    still = cases.expected(cases.labels(), **turns)
     assert np.count_nonzero((still == 1) != (labels == 1)) > 500  # the deformation matters
 
 
 def test_transfer_lies_on_the_fixed_grid_in_the_world(scene, fixed):
-    cases.add_parent(scene, fixed, FIXED_TURN)
-    out = segmentations.transfer(organs(scene), cases.vtk_field(), fixed)
+    cases.add_parent(scene, fixed, cases.FIXED_TURN)
+    out = segmentations.transfer(cases.organs(scene), cases.vtk_field(), fixed)
     assert out.GetTransformNodeID() == fixed.GetTransformNodeID()
     image = out.GetSegmentation().GetSegment("id-liver").GetRepresentation("Binary labelmap")
     matrix = vtk.vtkMatrix4x4()
@@ -88,7 +66,7 @@ def test_transfer_lies_on_the_fixed_grid_in_the_world(scene, fixed):
 
 
 def test_transfer_keeps_everything_else(scene, fixed):
-    source = organs(scene)
+    source = cases.organs(scene)
     segmentation = source.GetSegmentation()
     code = "DICOM master list~SCT^123037004^Anatomical Structure~SCT^10200004^Liver~^^"
     segmentation.GetSegment("id-liver").SetTerminology(code)
@@ -131,7 +109,7 @@ def vtk_string(segment, tag):
 
 
 def test_transfer_fills_the_node_it_is_given(scene, fixed):
-    source, out = organs(scene), organs(scene, "old")
+    source, out = cases.organs(scene), cases.organs(scene, "old")
     out.GetSegmentation().GetSegment("id-liver").SetName("stale")
     count = scene.GetNumberOfNodes()
     assert segmentations.transfer(source, cases.vtk_field(), fixed, node=out) is out
@@ -148,11 +126,11 @@ def test_transfer_fills_the_node_it_is_given(scene, fixed):
 @pytest.mark.parametrize("applied", [False, True], ids=["beside the node", "under the node"])
 def test_transfer_through_the_output_node(scene, fixed, applied):
     """The node leads to the space in which the moving volume, here under a parent, is defined."""
-    source = organs(scene)
-    cases.add_parent(scene, source, SEGMENTS_TURN)
+    source = cases.organs(scene)
+    cases.add_parent(scene, source, cases.SEGMENTS_TURN)
     by_world = segmentations.transfer(source, cases.vtk_field(), fixed)
     over = scene.AddNewNodeByClass("vtkMRMLTransformNode", "over")
-    moving_turn = SEGMENTS_TURN if applied else cases.rotation((9, -4, 2), (1, 5, -2))
+    moving_turn = cases.SEGMENTS_TURN if applied else cases.rotation((9, -4, 2), (1, 5, -2))
     over.SetAndObserveTransformFromParent(layers.chain(cases.vtk_field(), np.linalg.inv(moving_turn)))
     places.remember_parent(over, moving_turn)
     if applied:
@@ -164,7 +142,7 @@ def test_transfer_through_the_output_node(scene, fixed, applied):
 
 
 def test_empty_segments_stay_in_the_list(scene, fixed):
-    source = organs(scene)
+    source = cases.organs(scene)
     shared = source.GetSegmentation().AddEmptySegment("", "nothing yet")
     alone = slicer.vtkSegment()
     alone.AddRepresentation("Binary labelmap", slicer.vtkOrientedImageData())
@@ -197,10 +175,10 @@ def surfaces(scene, radius=9.0):
 
 def test_surfaces_are_filled_on_a_copy(scene, fixed):
     node = surfaces(scene)
-    cases.add_parent(scene, fixed, FIXED_TURN)
-    cases.add_parent(scene, node, SEGMENTS_TURN)
-    points = cases.positions(cases.FIXED_SHAPE, FIXED_TURN @ cases.FIXED_PLACE)
-    centre = (SEGMENTS_TURN @ [4, -3, 6, 1])[:3]
+    cases.add_parent(scene, fixed, cases.FIXED_TURN)
+    cases.add_parent(scene, node, cases.SEGMENTS_TURN)
+    points = cases.positions(cases.FIXED_SHAPE, cases.FIXED_TURN @ cases.FIXED_PLACE)
+    centre = (cases.SEGMENTS_TURN @ [4, -3, 6, 1])[:3]
     right = np.linalg.norm(points - centre, axis=-1)
     mask = segmentations.mask_of(Region(node), fixed).array == 1
     assert mask[right < 8.7].all()
@@ -224,11 +202,11 @@ def test_label_map_transfer_equals_nearest_neighbour(scene, fixed, turned):
     source.GetDisplayNode().SetAndObserveColorNodeID(colours.GetID())
     turns = {}
     if turned:
-        cases.add_parent(scene, fixed, FIXED_TURN)
-        cases.add_parent(scene, source, SEGMENTS_TURN)
-        turns = {"moving_turn": SEGMENTS_TURN, "fixed_turn": FIXED_TURN}
+        cases.add_parent(scene, fixed, cases.FIXED_TURN)
+        cases.add_parent(scene, source, cases.SEGMENTS_TURN)
+        turns = {"moving_turn": cases.SEGMENTS_TURN, "fixed_turn": cases.FIXED_TURN}
     out = segmentations.transfer_label_map(source, cases.vtk_field(), fixed)
-    right = expected(cases.labels(), **turns, transform=cases.sitk_field())
+    right = cases.expected(cases.labels(), **turns, transform=cases.sitk_field())
     assert set(np.unique(right)) == {0, 1, 2, 7}
     assert np.count_nonzero(slicer.util.arrayFromVolume(out) != right) == 0
     assert out.GetImageData().GetSpacing() == (1, 1, 1)
@@ -241,7 +219,7 @@ def test_label_map_transfer_equals_nearest_neighbour(scene, fixed, turned):
 
 
 def test_bent_parents_are_refused(scene, fixed):
-    source = organs(scene)
+    source = cases.organs(scene)
     cases.add_warped_parent(scene, source)
     with pytest.raises(InputError, match="'organs' is under the non-linear transform 'bent'"):
         segmentations.transfer(source, cases.vtk_field(), fixed)
@@ -267,12 +245,12 @@ def test_layers_on_different_lattices_and_extents(scene, fixed):
         right = cases.nearest(cases.ball(), place, cases.FIXED_SHAPE, cases.FIXED_PLACE, cases.sitk_field())
         assert right.sum() > 20
         assert np.count_nonzero(cases.segment_mask(out, key) != right) == 0
-    labels = expected(cases.labels(), transform=cases.sitk_field())
+    labels = cases.expected(cases.labels(), transform=cases.sitk_field())
     assert np.count_nonzero(cases.segment_mask(out, "id-c") != (labels == 7)) == 0
 
 
 def test_a_transferred_segmentation_comes_back_from_its_file(scene, fixed, tmp_path):
-    out = segmentations.transfer(organs(scene), cases.vtk_field(), fixed)
+    out = segmentations.transfer(cases.organs(scene), cases.vtk_field(), fixed)
     before = masks(out)  # writing crops the layers
     storage = slicer.vtkMRMLSegmentationStorageNode()
     storage.SetFileName(str(tmp_path / "out.seg.nrrd"))
