@@ -61,8 +61,9 @@ class DiffeoRegWidget(ScriptedLoadableModuleWidget):
         from DiffeoRegPanel.widget import Panel
 
         self.logic = DiffeoRegLogic()
-        self.panel = Panel(self, self.logic)
-        self.panel.setup()
+        panel = Panel(self, self.logic)
+        panel.setup()
+        self.panel = panel
 
     def enter(self):
         """The user opens the module."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from DiffeoRegLib import catalog
 from DiffeoRegLib.errors import InputError
 from DiffeoRegPanel.checks_images import (
@@ -13,6 +15,7 @@ from DiffeoRegPanel.checks_images import (
     is_under,
 )
 from DiffeoRegPanel.checks_regions import check_carried, check_mask, check_matching, check_needs
+from DiffeoRegPanel.nodes.places import Matrix, local_from_voxel, world_from_voxel
 from DiffeoRegPanel.nodes.transforms import check_output_node
 from DiffeoRegPanel.request import STORAGES, Request
 from DiffeoRegPanel.request_nodes import all_nodes, carried_nodes, inputs_of, outputs_of
@@ -56,6 +59,26 @@ def check_still_there(request: Request) -> None:
             raise InputError(
                 f"The {what} '{node.GetName()}' was removed from the scene during the run, so there is no "
                 "result and nothing was changed: choose another and apply again."
+            )
+
+
+def voxel_places(request: Request) -> tuple[Matrix, Matrix]:
+    """Where the voxels are that a result belongs to: the fixed in the world, the moving without its parent.
+
+    Raises InputError where the fixed volume is under a non-linear transform.
+    """
+    return world_from_voxel(request.fixed), local_from_voxel(request.moving)
+
+
+def check_not_moved(request: Request, before: tuple[Matrix, Matrix]) -> None:
+    """Raise InputError when a volume is not where it was when the run began; before: its `voxel_places`."""
+    for role, volume, was, now in zip(
+        ("fixed", "moving"), (request.fixed, request.moving), before, voxel_places(request), strict=True
+    ):
+        if not np.allclose(was, now, rtol=1e-9, atol=1e-6):
+            raise InputError(
+                f"The {role} volume '{volume.GetName()}' was moved during the run, so the result does not "
+                "fit it any more and nothing was changed: apply again."
             )
 
 

@@ -54,7 +54,11 @@ def region_of(given: Any, *, exclude: bool = False) -> Region | None:
     """A node, or (node, segment name or ID), as a Region; raises InputError for a name that is not there."""
     if given is None:
         return None
-    node, name = given if isinstance(given, Sequence) else (given, "")
+    node, name = given if isinstance(given, tuple | list) and len(given) == 2 else (given, "")
+    if not hasattr(node, "IsA"):
+        raise InputError(
+            f"{given!r} is no region: give a segmentation or label map node, or (node, segment name)."
+        )
     return Region(node, segment_id(node, name) if name else "", exclude)
 
 

@@ -24,10 +24,13 @@ def new_folder(parent: Path | None = None) -> Path:
 
     Raises OutputError when it cannot be made.
     """
+    folder = None
     try:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         (folder / MARK).touch()
     except OSError as error:
+        if folder is not None:
+            remove(folder)
         where = parent or tempfile.gettempdir()
         raise OutputError(
             f"No temporary folder can be made in '{where}': {error.strerror or error}. "

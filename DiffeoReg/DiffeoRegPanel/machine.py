@@ -81,12 +81,14 @@ class Machine:
 
     @property
     def temporary_folder(self) -> Path:
-        """Where images are handed to the worker.  Setting raises like `models_folder`."""
+        """Where images are handed to the worker.  Setting raises SettingsError where there is no folder."""
         kept = self._text("temporary_folder", "")
         return Path(kept) if kept and Path(kept).is_dir() else Path(tempfile.gettempdir())
 
     @temporary_folder.setter
     def temporary_folder(self, folder: Path | str | None) -> None:
+        if folder is not None and Path(folder).is_absolute() and not Path(folder).exists():
+            raise SettingsError(f"There is no folder '{folder}': make it first, or choose another.")
         self._set_folder("temporary_folder", folder)
 
     @property
@@ -119,11 +121,6 @@ class Machine:
     def accept_licence(self, licence: str) -> None:
         """Remember that a licence was accepted."""
         names = sorted(self.accepted_licences | {licence})
-        self._store.setValue(f"{GROUP}/accepted_licences", json.dumps(names))
-
-    def withdraw_licence(self, licence: str) -> None:
-        """Forget that a licence was accepted."""
-        names = sorted(self.accepted_licences - {licence})
         self._store.setValue(f"{GROUP}/accepted_licences", json.dumps(names))
 
     def worker_command(self) -> list[str]:

@@ -25,6 +25,7 @@ class ResultSection:
         self._parameters: Any = None
         self._path: Any = None
         self._shown = ""
+        self._path_allowed = True
         self.views = Views()
         self.flicker = Flicker(self.views)
         self._timer = qt.QTimer()
@@ -57,8 +58,8 @@ class ResultSection:
         on_fixed = pair and p.resultMoving is not p.resultSource
         self._ui.checkerboardButton.setEnabled(on_fixed)
         self._ui.jacobianButton.setEnabled(pair and p.jacobian is not None)
-        self._ui.gridButton.setEnabled(pair and p.outputs.transform is not None)
-        self._ui.pathSlider.setEnabled(p.velocity is not None)
+        self._ui.gridButton.setEnabled(pair and p.resultTransform is not None)
+        self._ui.pathSlider.setEnabled(self._path_allowed and p.velocity is not None)
         for widget in (self._ui.pathSlider, self._ui.pathSliderLabel):
             widget.setVisible(p.velocity is not None)
 
@@ -68,6 +69,7 @@ class ResultSection:
 
     def enable_path(self, on: bool) -> None:
         """The slider needs the worker, which a run occupies."""
+        self._path_allowed = on
         if not on:
             self.close_path()
         there = self._parameters is not None and self._parameters.velocity is not None
@@ -87,6 +89,13 @@ class ResultSection:
             return
         if not self._path.busy:
             self._timer.stop()
+
+    def hold_still(self) -> None:
+        """No view changes by itself and no preview stays, while nobody looks at the result."""
+        self.flicker.stop()
+        if self._shown == "flickerButton":
+            self._press("")
+        self.close_path()
 
     def restore(self) -> None:
         """The slice views as they were before any button here was pressed."""
@@ -148,8 +157,8 @@ class ResultSection:
     def _grid(self) -> None:
         p = self._parameters
         on = self._ui.gridButton.checked
-        if p.outputs.transform is not None and p.resultFixed is not None:
-            self.views.show_deformed_grid(p.outputs.transform, p.resultFixed, on)
+        if p.resultTransform is not None and p.resultFixed is not None:
+            self.views.show_deformed_grid(p.resultTransform, p.resultFixed, on)
 
     def _moved(self, percent: float) -> None:
         self._guarded(lambda: self._follow(percent))

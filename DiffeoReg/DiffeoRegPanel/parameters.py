@@ -20,6 +20,7 @@ from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper, param
 
 from DiffeoRegLib.catalog import Card, card
 from DiffeoRegLib.settings import Settings
+from DiffeoRegPanel.nodes.volumes import FIXED
 from DiffeoRegPanel.request import Matching, Outputs, Region, Request
 
 AS_PRESET = -1  # refinement iterations
@@ -101,7 +102,8 @@ class DiffeoRegParameterNode:
 
     stiffness: JSON of segment ID or label value -> preset name or number.
     velocity ... report: the last result, shown again when the scene is loaded.
-    resultMoving: the moved volume, or the moving one under its transform; resultSource: the moving one.
+    resultMoving: the moved volume, or the moving one under its transform; resultSource: the moving one;
+    resultTransform: what brings it there, also when the next run shall make a new one.
     report: JSON.
     """
 
@@ -129,6 +131,7 @@ class DiffeoRegParameterNode:
     resultFixed: vtkMRMLScalarVolumeNode
     resultMoving: vtkMRMLScalarVolumeNode
     resultSource: vtkMRMLScalarVolumeNode
+    resultTransform: vtkMRMLTransformNode
     report: str = ""
 
 
@@ -180,6 +183,19 @@ def request_from(parameters: Any, *, device: str = "auto", threads: int | None =
         models=_present(parameters.models),
         outputs=_outputs_from(parameters.outputs, method),
     )
+
+
+def release_outputs(parameters: Any) -> None:
+    """Another pair than that of the last result: its nodes are kept, and the next run makes new ones."""
+    pair, outputs = (parameters.resultFixed, parameters.resultSource), parameters.outputs
+    if None in pair or pair == (parameters.fixed, parameters.moving):
+        return
+    if outputs.transform is not None and outputs.transform is parameters.resultTransform:
+        outputs.transform = None
+    if outputs.inverse is not None and outputs.inverse.GetNodeReference(FIXED) is parameters.resultSource:
+        outputs.inverse = None
+    if outputs.volume is not None and outputs.volume is parameters.resultMoving:
+        outputs.volume = None
 
 
 def region_from(choice: Any) -> Region | None:

@@ -84,7 +84,10 @@ class Path:
         if self.node is None:
             return
         if self.scene.IsNodePresent(self._moving) and self._moving.GetTransformNodeID() == self.node.GetID():
-            self._moving.SetAndObserveTransformNodeID(self._parent_before)
+            there = (
+                self._parent_before is not None and self.scene.GetNodeByID(self._parent_before) is not None
+            )
+            self._moving.SetAndObserveTransformNodeID(self._parent_before if there else None)
         if self.scene.IsNodePresent(self.node):
             self.scene.RemoveNode(self.node)
         self.node = None
@@ -97,7 +100,12 @@ class Path:
         self._run = self._runner.start({**job, "fixed": volumes.place_of(self._fixed)})
 
     def _show(self, parts: list[dict[str, Any]]) -> None:
-        if self.node is None:
+        if not self.scene.IsNodePresent(self._moving):
+            raise InputError(
+                f"'{self._moving.GetName()}' was removed from the scene, so it cannot be moved any more: "
+                "load it, or register again."
+            )
+        if self.node is None or not self.scene.IsNodePresent(self.node):
             name = f"{self._moving.GetName()} -> {self._fixed.GetName()} (preview)"
             self.node = self.scene.AddNewNodeByClass("vtkMRMLTransformNode", name)
             self.node.SetSaveWithScene(False)

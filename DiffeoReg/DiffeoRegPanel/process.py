@@ -18,6 +18,7 @@ from DiffeoRegLib.errors import OutputError
 
 LOG_LINES = 400
 LINE_CHARACTERS = 2000
+WORDS_CHARACTERS = 300
 KILLED = (-9, 137)
 """Exit statuses of a process that the system has ended."""
 Message = dict[str, Any]
@@ -154,8 +155,12 @@ def words_about(status: int, log: str) -> tuple[str, str]:
         )
     last = next((line for line in reversed(log.splitlines()) if line.strip()), "")
     how = f"signal {-status}" if status < 0 else f"exit status {status}"
-    said = f" Its last words: {last.strip()}" if last else ""
-    return f"The computation process ended unexpectedly ({how}).{said}", "unexpected"
+    said = f"; its last words: {last.strip()[:WORDS_CHARACTERS]}" if last else ""
+    return (
+        f"The computation process ended unexpectedly ({how}{said}): apply again, and if it happens once "
+        "more, copy the log and report it.",
+        "unexpected",
+    )
 
 
 def kill_tree(process: subprocess.Popen[bytes]) -> None:

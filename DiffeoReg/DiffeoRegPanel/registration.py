@@ -10,7 +10,7 @@ from typing import Any
 import slicer
 
 from DiffeoRegLib.errors import Cancelled, DeviceError, DiffeoRegError, InputError, MemoryLimitError
-from DiffeoRegPanel.checks import check_request, check_still_there
+from DiffeoRegPanel.checks import check_not_moved, check_request, check_still_there, voxel_places
 from DiffeoRegPanel.job import job_of
 from DiffeoRegPanel.nodes import (
     hierarchy,
@@ -69,6 +69,7 @@ class Registration:
         self.notes = check_request(request)
         # As they are now: the user may go on working in the scene while the worker computes.
         self._parents = places.parent_matrix(request.fixed), places.parent_matrix(request.moving)
+        self._places = voxel_places(request)
         self.result: RegistrationResult | None = None
         self.error: Exception | None = None
         self._run = runner.start(job_of(request))
@@ -102,6 +103,7 @@ class Registration:
     def _finish(self, answer: dict[str, Any]) -> None:
         try:
             check_still_there(self.request)
+            check_not_moved(self.request, self._places)
             with all_or_nothing(self.scene, _given(self.request)):
                 self.result = make_nodes(self.request, answer, self.notes, self.scene, self._parents)
         except Exception as problem:  # noqa: BLE001 - whoever polls reads it in `error`
@@ -136,7 +138,7 @@ def make_nodes(
         name = f"Jacobian determinant, {result.outputTransform.GetName()}"
         result.jacobianVolume = volumes.jacobian_on(fixed, answer["jacobian"], name)
     if answer.get("velocity") is not None:
-        result.velocity = _velocity(request, answer, scene)
+        result.velocity = _velocity(request, answer, scene, parents[1])
     _carry(request, answer, result)
     result.reportTable = tables.report_table(
         scene, result.report, name=f"Report, {result.outputTransform.GetName()}"
@@ -148,13 +150,15 @@ def make_nodes(
     return result
 
 
-def _velocity(request: Request, answer: dict[str, Any], scene: Any) -> Any:
+def _velocity(request: Request, answer: dict[str, Any], scene: Any, parent: Matrix) -> Any:
     field_of, steps = answer["velocity"]["field"], answer["velocity"]["steps"]
     matrices = [part["matrix"] for part in answer["initial"] if "matrix" in part]
     if len(matrices) != len(answer["initial"]):
         return None  # a start that is itself a deformation is no point on the way from nothing to the result
     name = f"Velocity, {request.moving.GetName()} -> {request.fixed.GetName()}"
-    return volumes.velocity_node(scene, field_of, steps, matrices, name, request.fixed, request.moving)
+    return volumes.velocity_node(
+        scene, field_of, steps, matrices, name, request.fixed, request.moving, parent=parent
+    )
 
 
 def _carry(request: Request, answer: dict[str, Any], result: RegistrationResult) -> None:

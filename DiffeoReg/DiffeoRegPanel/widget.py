@@ -9,13 +9,14 @@ import slicer
 import vtk
 from slicer.i18n import tr as _
 
+from DiffeoRegLib.errors import DiffeoRegError
 from DiffeoRegPanel.panel_choices import CheckedNodes, MachineBox
 from DiffeoRegPanel.panel_model import ModelSection
 from DiffeoRegPanel.panel_regions import RegionSelector, StiffnessTable
 from DiffeoRegPanel.panel_result import ResultSection, kept_numbers
 from DiffeoRegPanel.panel_run import RunControl, Status
 from DiffeoRegPanel.panel_setup import Services, SetupSection, default_services
-from DiffeoRegPanel.parameters import request_from
+from DiffeoRegPanel.parameters import release_outputs, request_from
 from DiffeoRegPanel.request import Request
 
 REGIONS = {
@@ -52,6 +53,8 @@ class Panel(slicer.util.VTKObservationMixin):
         self._entered = False
         self._updating = False
         self._last_problem = ""
+        self._lost_run = False
+        self._pair: tuple[Any, Any] = (None, None)
 
     def setup(self) -> None:
         """Build the panel and follow the scene."""
@@ -78,6 +81,9 @@ class Panel(slicer.util.VTKObservationMixin):
         self.addObserver(scene, slicer.vtkMRMLScene.StartCloseEvent, self._scene_closing)
         self.addObserver(scene, slicer.vtkMRMLScene.EndCloseEvent, self._scene_renewed)
         self.addObserver(scene, slicer.vtkMRMLScene.EndImportEvent, self._scene_renewed)
+        self.addObserver(scene, slicer.vtkMRMLScene.StartSaveEvent, self._scene_being_saved)
+        # After a reload the module is on the screen already, and nobody calls `enter`.
+        self._entered = bool(getattr(getattr(self.widget, "parent", None), "isEntered", False))
         self._renew()
 
     def enter(self) -> None:
@@ -88,8 +94,7 @@ class Panel(slicer.util.VTKObservationMixin):
     def exit(self) -> None:
         """Another module is shown; a run goes on."""
         self._entered = False
-        self.result.flicker.stop()
-        self.result.close_path()
+        self.result.hold_still()
         self._disconnect_gui()
 
     def cleanup(self) -> None:
@@ -129,9 +134,13 @@ class Panel(slicer.util.VTKObservationMixin):
         self._say_what_next()
 
     def _scene_closing(self, _caller: Any, _event: Any) -> None:
+        self._lost_run = self._lost_run or self.run.running
         self.run.cancel(wait=True)
         self.result.scene_closing()
         self._bind(None)
+
+    def _scene_being_saved(self, _caller: Any, _event: Any) -> None:
+        self.result.close_path()  # the preview is not saved, and what lies under it would lose its place
 
     def _scene_renewed(self, _caller: Any, _event: Any) -> None:
         if self._entered:
@@ -145,6 +154,7 @@ class Panel(slicer.util.VTKObservationMixin):
         if parameters is not None:
             self._gui_tag = parameters.connectGui(self.ui)
             self.addObserver(parameters, vtk.vtkCommand.ModifiedEvent, self._parameters_modified)
+            self._pair = (parameters.fixed, parameters.moving)
         for part in (self.model, *self.regions, *self.checked, self.stiffness, self.result):
             part.bind(parameters)
         self._update_apply()
@@ -166,11 +176,19 @@ class Panel(slicer.util.VTKObservationMixin):
         try:
             if self.setup_box.card is not self.model.card:
                 self._look_at_setup()
+            self._notice_pair()
             for part in (self.model, *self.regions, *self.checked, self.stiffness, self.result):
                 part.update()
             self._update_apply()
         finally:
             self._updating = False
+
+    def _notice_pair(self) -> None:
+        """Another pair makes new nodes; not while a scene is read, when nodes come one by one."""
+        pair = (self.parameters.fixed, self.parameters.moving)
+        if pair != self._pair and None not in pair and not slicer.mrmlScene.IsBatchProcessing():
+            self._pair = pair
+            release_outputs(self.parameters)
 
     # Setup
 
@@ -208,13 +226,21 @@ class Panel(slicer.util.VTKObservationMixin):
         self._last_problem = problem
 
     def _say_what_next(self) -> None:
-        if not self.run.running:
-            self.status.say(self.problem() or _("Ready."))
+        if self.run.running:
+            return
+        what_next = self.problem() or _("Ready.")
+        if self._lost_run:
+            what_next = _("Cancelled, because the scene was closed. {next}").format(next=what_next)
+        self._lost_run = False
+        self.status.say(what_next)
 
     def _begin(self) -> Any:
-        self.result.close_path()
-        self.result.flicker.stop()
-        return self.logic.start(self.request())
+        self.result.hold_still()
+        try:
+            return self.logic.start(self.request())
+        except DiffeoRegError as error:
+            self._last_problem = str(error)  # said until something is changed
+            raise
 
     def _run_changed(self) -> None:
         running = self.run.running
@@ -262,4 +288,5 @@ def keep_result(parameters: Any, result: Any, request: Request) -> None:
         parameters.reportTable = result.reportTable
         parameters.resultFixed, parameters.resultSource = request.fixed, request.moving
         parameters.resultMoving = result.movedVolume or request.moving
+        parameters.resultTransform = result.outputTransform
         parameters.report = kept_numbers(result.report, getattr(result.selfCheck, "sentence", ""))

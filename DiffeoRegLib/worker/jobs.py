@@ -31,7 +31,7 @@ from DiffeoRegLib.volumes.volume import Volume
 from DiffeoRegLib.worker import inputs
 from DiffeoRegLib.worker.cubic import thick_grid
 from DiffeoRegLib.worker.powers import matrix_power
-from DiffeoRegLib.worker.stored import Parts, facts, field_image, parts_of, stored_form
+from DiffeoRegLib.worker.stored import Parts, facts, field_image, folded, parts_of, stored_form
 
 COMPUTED = 0.95
 """Share of the progress that the registration itself takes; the rest is bringing the result into its form."""
@@ -123,8 +123,17 @@ class _Kept:
 
     def __init__(self, result: Result, fixed: Volume, moving: Volume, storage: str, axis: int | None) -> None:
         self.result, self.fixed, self.moving, self.axis = result, fixed, moving, axis
-        self.forward = stored_form(result.transform, fixed.grid, storage, axis)
-        self.backward = stored_form(result.inverse, fixed.grid, storage, axis)
+        self.notes: list[str] = []
+        self._store(storage)
+        if storage == "half" and max(folded(self.forward), folded(self.backward)) > 0:
+            self._store("full")
+            self.notes.append(
+                "The transforms are stored at full resolution: at half resolution they would fold somewhere."
+            )
+
+    def _store(self, storage: str) -> None:
+        self.forward = stored_form(self.result.transform, self.fixed.grid, storage, self.axis)
+        self.backward = stored_form(self.result.inverse, self.fixed.grid, storage, self.axis)
 
     def image(self, volume: Volume) -> Image:
         """A volume on the fixed grid as an Image of three axes."""
@@ -161,6 +170,7 @@ def _kept(kept: _Kept, wanted: Mapping[str, Any], interpolation: str) -> dict[st
     report["transform"] = facts(
         kept.forward, result.transform, kept.fixed.grid, kept.backward, kept.moving.grid
     )
+    report["notes"] = [*report["notes"], *kept.notes]
     velocity = None
     if wanted.get("velocity") and result.motion is not None:
         if len(result.motion.velocity_vox) == 1:

@@ -217,12 +217,12 @@ def torch_problem() -> str:
         if isinstance(problem, ModuleNotFoundError) and problem.name == "torch":
             return (
                 f"PyTorch is not installed for {sys.executable}. "
-                "Install it with the module's button 'Install PyTorch', then start again."
+                "Press 'Install PyTorch...' in the Setup box, then start again."
             )
         first = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
         return (
             f"PyTorch is installed but cannot be loaded ({first}). "
-            "Install it again with the module's button 'Install PyTorch'; the log has the details."
+            "Uninstall it in the module 'PyTorch Utils', restart Slicer and press 'Install PyTorch...'."
         )
     return ""
 

@@ -120,12 +120,17 @@ def facts(
         "grid": None if largest is None else list(largest.grid.shape[::-1]),
         "spacing": None if largest is None else list(largest.grid.spacing[::-1]),
         "megabytes": sum(field.u_mm.numel() * 4 for field in fields) / MEGABYTE,
-        "folded_percent": None if largest is None else _folded(largest),
+        "folded_percent": None if largest is None else folded(stored),
     }
 
 
+def folded(stored: Sequence[Transform]) -> float:
+    """Percent of the cells of the stored grids that fold, the largest of all fields."""
+    return max((_folded(part) for part in stored if isinstance(part, CubicField)), default=0.0)
+
+
 def _folded(field: CubicField) -> float:
-    """Percent of the cells of the stored grid that fold."""
+    """Percent of the cells of one stored grid that fold."""
     single = [2 + axis for axis, size in enumerate(field.grid.shape) if size == 1]
     u_vox = u_vox_from_mm(field.u_mm, field.grid)
     for axis in single:

@@ -14,6 +14,8 @@ import slicer
 import vtk
 from vtk.util import numpy_support
 
+from DiffeoRegPanel.nodes import transforms
+
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -168,3 +170,17 @@ def loaded(scene: Any, path: Path) -> Any:
     storage.SetFileName(str(path))
     assert storage.ReadData(node), path
     return node
+
+
+def numeric_inverse(node: Any, name: str) -> Any:
+    """A new node: an independent copy of a transform node that VTK inverts point by point.
+
+    It leads from the moving volume's own space (under its parent, if it has one) to fixed points.
+    """
+    inverse = node.GetScene().AddNewNodeByClass("vtkMRMLTransformNode")
+    inverse.CopyContent(node)
+    inverse.SetName(name)
+    inverse.Inverse()
+    inverse.SetNodeReferenceID(transforms.MOVING, node.GetNodeReferenceID(transforms.FIXED))
+    inverse.SetNodeReferenceID(transforms.FIXED, node.GetNodeReferenceID(transforms.MOVING))
+    return inverse

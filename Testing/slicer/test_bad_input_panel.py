@@ -17,7 +17,6 @@ import slicer.util
 import vtk
 
 from DiffeoRegPanel.runner import Runner
-from Testing.worker_jobs import gone
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SIZE = 16
@@ -57,7 +56,7 @@ class Room:
     def choose(self):
         """Two small volumes, chosen as fixed and moving."""
         self.fixed, self.moving = volume("CT", 7.5), volume("MR", 9.0)
-        self.panel.parameters.model.effort = "fast"
+        self.panel.parameters.model.method, self.panel.parameters.model.effort = "affine", "fast"
         self.panel.parameters.fixed, self.panel.parameters.moving = self.fixed, self.moving
 
     def use(self, runner):
@@ -109,7 +108,7 @@ def check_sentence(said, *words):
     assert all(word in said for word in words), said
     assert said.endswith(".")
     assert "\n" not in said
-    for alarm in ("Traceback", "went wrong", "Unexpected ", "Error:", "None"):
+    for alarm in ("Traceback", "went wrong", "Unexpected "):
         assert alarm not in said
 
 
@@ -177,7 +176,7 @@ def segmentation_elsewhere(room):
 
 
 def no_common_segment(room):
-    known = room.panel.parameters.guidance
+    room.panel.parameters.model.method, known = "svf", room.panel.parameters.guidance
     known.fixed.node = segmentation(room.fixed, "left", np.s_[2:8], "liver")
     known.moving.node = segmentation(room.moving, "right", np.s_[2:8], "spleen")
     return "'left'", "'right'"
@@ -248,15 +247,18 @@ def test_a_node_deleted_during_the_run(room, which):
     room.works()
 
 
-@pytest.mark.parametrize("close", ["Clear", "event"])
-def test_the_scene_is_closed_during_the_run(room, close):
+@pytest.mark.parametrize("which", ["fixed", "moving"])
+def test_a_volume_moved_during_the_run(room, which):
     room.bench.click(room.ui.applyButton)
-    if close == "Clear":
-        slicer.mrmlScene.Clear()
-    else:
-        slicer.mrmlScene.StartState(slicer.vtkMRMLScene.CloseState)
-        slicer.mrmlScene.Clear(0)
-        slicer.mrmlScene.EndState(slicer.vtkMRMLScene.CloseState)
+    before = node_ids()
+    getattr(room, which).SetOrigin(50.0, 0.0, 0.0)
+    room.bench.wait(lambda: not room.panel.run.running, PATIENCE)
+    room.check_trace(before, "was moved during the run", "apply again")
+
+
+def test_the_scene_is_closed_during_the_run(room):
+    room.bench.click(room.ui.applyButton)
+    slicer.mrmlScene.Clear()
     before = node_ids()
     room.bench.wait(lambda: not list(room.worker.folder.iterdir()), 10, "the folder gone")
     room.bench.spin(0.1)
@@ -320,7 +322,9 @@ def test_torch_is_there_but_broken(room, tmp_path, monkeypatch, failure):
     (tmp_path / "torch.py").write_text(failure + "\n", encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     runner = room.use(Runner(temporary=room.worker.folder))
-    room.refuses("PyTorch is installed but cannot be loaded", "PyTorch Utils", "uninstall")
+    room.refuses("PyTorch is installed but cannot be loaded", "PyTorch Utils", "Uninstall it")
+    assert failure.partition("'")[2] in room.ui.logText.toPlainText()
+    assert "Traceback" in room.ui.logText.toPlainText()
     room.bench.wait(lambda: runner.state == "stopped")
     runner.close()
     room.use(Lent(room.worker.runner))
@@ -345,9 +349,8 @@ with tempfile.TemporaryDirectory() as folder:
         ui = bench.load().enter().panel.ui
         print(ui.torchState.text)
         print(ui.setupSection.collapsed, ui.installButton.enabled, ui.applyButton.enabled)
-        volumes = [slicer.util.addVolumeFromArray(np.random.rand(8, 8, 8), name=name) for name in ("CT", "MR")]
-        ui.fixedSelector.setCurrentNode(volumes[0])
-        ui.movingSelector.setCurrentNode(volumes[1])
+        for selector in (ui.fixedSelector, ui.movingSelector):
+            selector.setCurrentNode(slicer.util.addVolumeFromArray(np.random.rand(8, 8, 8)))
         print(ui.statusLabel.text, ui.applyButton.enabled)
     finally:
         bench.close()

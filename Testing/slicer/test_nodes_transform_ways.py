@@ -7,19 +7,16 @@ import pytest
 import SimpleITK as sitk
 import vtk
 
-from DiffeoRegLib.exchange import Image
 from DiffeoRegPanel.nodes.grids import mapped
 from DiffeoRegPanel.nodes.places import parent_of
 from DiffeoRegPanel.nodes.transforms import (
     inverse_error_mm,
     inverse_transform,
-    numeric_inverse,
     output_transform,
     parts_of,
-    stored_bytes,
     transform_from_parts,
 )
-from DiffeoRegPanel.nodes.volumes import array_of, grid_points, world_from_voxel
+from DiffeoRegPanel.nodes.volumes import grid_points, world_from_voxel
 from Testing.slicer import mrml_cases as cases
 from Testing.slicer.mrml_cases import loaded, saved
 from Testing.slicer.pair_cases import Pair, itk_mapped, points_mm
@@ -94,24 +91,11 @@ def test_the_inverse_node_undoes_the_transform(pair):
 def test_the_worse_inverse_is_reported(pair):
     """VTK's own inverse of the node is what moves points and surfaces: a good inverse node hides it not."""
     node = output_transform(pair.scene, [pair.displacement], pair.fixed, pair.moving)
-    good = numeric_inverse(node, "inverse")
+    good = cases.numeric_inverse(node, "inverse")
     points = points_mm(pair)
     assert inverse_error_mm(node, good, points)["max"] < 0.02
     node.GetTransformFromParent().SetInverseTolerance(2.0)
     assert inverse_error_mm(node, good, points)["max"] > 0.1
-
-
-def test_the_numeric_inverse_is_a_node_of_its_own(pair):
-    node = output_transform(pair.scene, pair.parts(), pair.fixed, pair.moving)
-    inverse = numeric_inverse(node, "back")
-    points = points_mm(pair)
-    there = mapped(node.GetTransformFromParent(), points)
-    assert np.abs(mapped(inverse.GetTransformFromParent(), there) - points).max() < 0.02
-    assert inverse.GetName() == "back"
-    assert inverse.GetNodeReference("spatialRegistrationMoving") is pair.fixed
-    assert inverse.GetNodeReference("spatialRegistrationFixed") is pair.moving
-    node.GetTransformFromParent().Translate(100, 0, 0)
-    assert np.abs(mapped(inverse.GetTransformFromParent(), there) - points).max() < 0.02
 
 
 # -- initial transforms --------------------------------------------------------------------------------------
@@ -161,19 +145,3 @@ def test_a_large_or_sheared_volume_is_covered_by_a_coarser_upright_grid(pair, mo
     index = (np.linalg.inv(world) @ np.c_[grid_points(pair.fixed), np.ones(7200)].T)[:3].T
     assert (index > 0).all()
     assert (index < np.array(shape) - 1).all()
-
-
-# -- sizes ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shape", [(15, 20, 24), (1, 36, 40)])
-@pytest.mark.parametrize("storage", ["half", "full"])
-def test_the_announced_size_is_that_of_the_file(pair, tmp_path, shape, storage):
-    counts = [n if storage == "full" else -(-n // 2) for n in shape]
-    field = Image(np.zeros([n + 2 if n > 1 else 1 for n in counts] + [3], dtype=np.float32), np.eye(4))
-    node = output_transform(pair.scene, [{"displacement": field}], pair.fixed, pair.moving)
-    saved(node, tmp_path / "size.h5")
-    memory, disk = stored_bytes(shape, storage)
-    assert memory == node.GetTransformFromParent().GetDisplacementGrid().GetNumberOfPoints() * 12
-    assert disk == pytest.approx((tmp_path / "size.h5").stat().st_size, abs=20_000)
-    assert array_of(pair.fixed).shape == (15, 20, 24)

@@ -17,13 +17,12 @@ from DiffeoRegPanel.nodes.transforms import (
     check_output_node,
     inverse_error_mm,
     inverse_transform,
-    numeric_inverse,
     output_transform,
     transform_from_parts,
 )
 from DiffeoRegPanel.nodes.volumes import world_from_voxel
 from Testing.slicer import mrml_cases as cases
-from Testing.slicer.mrml_cases import saved
+from Testing.slicer.mrml_cases import numeric_inverse, saved
 from Testing.slicer.pair_cases import FLIP, Pair, itk_mapped, points_mm
 
 TOLERANCE = 1e-3  # of the intensity range

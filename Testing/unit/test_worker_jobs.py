@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.linalg
+import torch
 
 from DiffeoRegLib.errors import GeometryError, InputError, SettingsError
 from DiffeoRegLib.exchange import Image
+from DiffeoRegLib.flows.exponential import exp
 from DiffeoRegLib.flows.integrate import integrate
+from DiffeoRegLib.flows.inversion import invert
 from DiffeoRegLib.pipeline import register
 from DiffeoRegLib.space.field import u_mm_from_vox
+from DiffeoRegLib.space.filters import gaussian_smooth
+from DiffeoRegLib.space.grid import Grid
 from DiffeoRegLib.space.sample import array_from_tensor
 from DiffeoRegLib.space.transform import CompositeTransform, DisplacementTransform
+from DiffeoRegLib.volumes.volume import Volume
 from DiffeoRegLib.worker import inputs, jobs
 from DiffeoRegLib.worker.cubic import thick_grid
 from DiffeoRegLib.worker.powers import matrix_power
-from DiffeoRegLib.worker.stored import field_image
+from DiffeoRegLib.worker.stored import field_image, folded
 from Testing.scenes import Scene, points_of, smooth_velocity, turned_grid
 from Testing.worker_jobs import FIXED, QUICK, image, pair, registration
 
@@ -226,3 +235,22 @@ def test_the_probe_names_the_device():
     assert answer["device"]["name"]
     assert answer["cuda"] is (answer["device"]["device"] == "cuda")
     assert answer["torch"]
+
+
+def test_what_would_fold_at_half_resolution_is_stored_at_full():
+    grid = Grid((24, 24, 24), np.eye(4))
+    window = torch.zeros(24)
+    window[3:21] = torch.hann_window(18, periodic=False)
+    noise = torch.randn(1, 3, *grid.shape, generator=torch.Generator().manual_seed(1))
+    fade = window.view(-1, 1, 1) * window.view(1, -1, 1) * window
+    for amplitude, full in ((4.0, True), (0.5, False)):
+        u_vox = exp(gaussian_smooth(noise, 1.0) * amplitude * fade, 8)
+        fields = [
+            DisplacementTransform(grid, u_mm_from_vox(u, grid)) for u in (u_vox, invert(u_vox, "mixed", 1e-4))
+        ]
+        result: Any = SimpleNamespace(transform=fields[0], inverse=fields[1])
+        volume = Volume(torch.zeros(grid.shape), grid)
+        kept = jobs._Kept(result, volume, volume, "half", None)
+        assert folded(kept.forward) == folded(kept.backward) == 0
+        assert (kept.forward[0].grid.spacing == (1.0, 1.0, 1.0)) is full
+        assert any("full resolution" in note for note in kept.notes) is full

@@ -6,7 +6,6 @@ acts first.  A node holds it in the direction *from parent*, so that it belongs 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ import vtk
 from numpy.typing import NDArray
 
 from DiffeoRegLib.errors import InputError
-from DiffeoRegPanel.nodes.grids import SLICE_COPIES, covering_grid, grid_transform, mapped, sampled, thickened
+from DiffeoRegPanel.nodes.grids import covering_grid, grid_transform, mapped, sampled, thickened
 from DiffeoRegPanel.nodes.places import (
     Matrix,
     matrix_from_vtk,
@@ -123,30 +122,6 @@ def parts_of(node: Any, fixed: Any) -> list[dict[str, Any]]:
     node.GetTransformFromWorld(from_world)
     shape, world = covering_grid(array_of(fixed).shape[:3], world_from_voxel(fixed))
     return [{"displacement": sampled(from_world, shape, world)}]
-
-
-def stored_bytes(shape: Sequence[int], storage: str) -> tuple[int, int]:
-    """About the bytes (in memory, in an .h5 file) of a displacement grid for a volume of `shape` (k, j, i).
-
-    storage: half or full resolution.  Without the ring in which motion at the border fades out.
-    """
-    counts = [max(1, -(-n // 2)) if storage == "half" else n for n in shape]
-    nodes = math.prod(n + 2 if n > 1 else 1 + 2 * (SLICE_COPIES + 1) for n in counts)
-    return 3 * 4 * nodes, 3 * 8 * nodes
-
-
-def numeric_inverse(node: Any, name: str) -> Any:
-    """A new node: an independent copy of a transform node that VTK inverts point by point.
-
-    It leads from the moving volume's own space (under its parent, if it has one) to fixed points.
-    """
-    inverse = node.GetScene().AddNewNodeByClass("vtkMRMLTransformNode")
-    inverse.CopyContent(node)
-    inverse.SetName(name)
-    inverse.Inverse()
-    inverse.SetNodeReferenceID(MOVING, node.GetNodeReferenceID(FIXED))
-    inverse.SetNodeReferenceID(FIXED, node.GetNodeReferenceID(MOVING))
-    return inverse
 
 
 def inverse_error_mm(node: Any, inverse_node: Any, points: NDArray[np.float64]) -> dict[str, float]:

@@ -132,16 +132,18 @@ def velocity_node(
     moving: Any,
     *,
     node: Any = None,
+    parent: Matrix | None = None,
 ) -> Any:
     """A vector volume node that keeps a stationary velocity, so that its flow can be followed later.
 
     image: (k, j, i, 3), RAS mm per unit time.  matrices: what is applied after the flow, fixed -> moving, the
-    first one first.  node: filled instead of a new one.  The moving volume's parent matrix is remembered.
+    first one first.  node: filled instead of a new one.  parent: world from the moving volume's parent space
+    when the registration began, which is remembered; None = as it is now.
     Raises InputError when `node` is no vector volume.
     """
     if node is not None and not node.IsA("vtkMRMLVectorVolumeNode"):
         raise InputError(f"'{node.GetName()}' is no vector volume: choose another node for the velocity.")
-    parent = parent_matrix(moving)
+    parent = parent_matrix(moving) if parent is None else parent
     node = node or scene.AddNewNodeByClass("vtkMRMLVectorVolumeNode", scene.GetUniqueNameByString(name))
     array = np.asarray(image.array, dtype=np.float32)
     node.SetAndObserveImageData(vtk_image(array))
