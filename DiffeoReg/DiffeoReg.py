@@ -126,6 +126,12 @@ class DiffeoRegLogic(ScriptedLoadableModuleLogic):
 
         return Path(velocity, self.runner)
 
+    def pathSequence(self, velocity, positions=11):
+        """The way as a sequence of transforms to play: (sequence, browser); velocity: a result's."""
+        from DiffeoRegPanel import console, path
+
+        return path.sequence_along(velocity, self.runner, positions, console.keep_application_alive())
+
     def register(
         self,
         fixedNode,

@@ -5,6 +5,7 @@ Not the displacement scaled: the velocity is integrated to the time asked for, i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import slicer
 
 from DiffeoRegLib.errors import InputError
 from DiffeoRegPanel.nodes import transforms, volumes
+from DiffeoRegPanel.nodes.sequences import path_sequence, show_item
 from DiffeoRegPanel.runner import Event, Run, Runner
 
 STORAGE = "half"
@@ -31,12 +33,7 @@ class Path:
         self.node: Any = None
         self._runner = runner
         self._flow = volumes.velocity_of(velocity_node)
-        self._fixed, self._moving = volumes.velocity_volumes(velocity_node)
-        if self._fixed is None or self._moving is None:
-            raise InputError(
-                f"The volumes that '{velocity_node.GetName()}' belongs to are no longer in the scene. "
-                "Load them, or register again."
-            )
+        self._fixed, self._moving = volumes_of(velocity_node)
         self._parent_before = self._moving.GetTransformNodeID()
         self._own_from_world = np.linalg.inv(transforms.parent_of(velocity_node))
         self._wanted: float | None = None
@@ -96,8 +93,7 @@ class Path:
         if self._run is not None or self._wanted is None:
             return
         self._asked, self._wanted = self._wanted, None
-        job = {**self._flow, "kind": "flow", "fraction": self._asked, "storage": STORAGE}
-        self._run = self._runner.start({**job, "fixed": volumes.place_of(self._fixed)})
+        self._run = self._runner.start(job_at(self._asked, self._flow, self._fixed))
 
     def _show(self, parts: list[dict[str, Any]]) -> None:
         if not self.scene.IsNodePresent(self._moving):
@@ -113,3 +109,45 @@ class Path:
         self.node.SetAndObserveTransformFromParent(transform)
         self._moving.SetAndObserveTransformNodeID(self.node.GetID())
         self.fraction = self._asked
+
+
+def sequence_along(
+    velocity_node: Any, runner: Runner, positions: int, idle: Callable[[], Any] | None = None
+) -> tuple[Any, Any]:
+    """Transforms over the moving volume at equal steps from 0 to 100 %: (sequence, browser).
+
+    idle: called while waiting for the worker.
+    Raises InputError for fewer than 2 positions and whatever the worker ends with.
+    """
+    if positions < 2:
+        raise InputError(f"A way from the start to the result has at least 2 positions, not {positions}.")
+    flow = volumes.velocity_of(velocity_node)
+    fixed, moving = volumes_of(velocity_node)
+    path = []
+    for fraction in np.linspace(0, 1, positions).tolist():
+        last = runner.start(job_at(fraction, flow, fixed)).wait(idle=idle)
+        if last.kind != "result" or last.result is None:
+            raise InputError(last.message)
+        path.append((fraction, last.result["transform"]))
+    name = f"{moving.GetName()} -> {fixed.GetName()}, the way"
+    parent = transforms.parent_of(velocity_node)
+    sequence, browser = path_sequence(velocity_node.GetScene(), path, fixed, moving, name, parent=parent)
+    show_item(browser, positions - 1)
+    return sequence, browser
+
+
+def job_at(fraction: float, flow: dict[str, Any], fixed: Any) -> dict[str, Any]:
+    """The worker's job for one position."""
+    place = volumes.place_of(fixed)
+    return {**flow, "kind": "flow", "fraction": fraction, "storage": STORAGE, "fixed": place}
+
+
+def volumes_of(velocity_node: Any) -> tuple[Any, Any]:
+    """Fixed and moving volume of a velocity; raises InputError when they are gone."""
+    fixed, moving = volumes.velocity_volumes(velocity_node)
+    if fixed is None or moving is None:
+        raise InputError(
+            f"The volumes that '{velocity_node.GetName()}' belongs to are no longer in the scene. "
+            "Load them, or register again."
+        )
+    return fixed, moving

@@ -26,6 +26,12 @@ from DiffeoRegPanel.nodes.places import Matrix
 from DiffeoRegPanel.request import Request
 from DiffeoRegPanel.runner import Event, Runner
 
+BESIDES = {
+    "velocity": "DiffeoReg.Velocity",
+    "jacobianVolume": "DiffeoReg.Jacobian",
+    "reportTable": "DiffeoReg.Report",
+}
+"""Results that follow their output transform: a run that fills it again fills them, too."""
 KINDS: dict[str, type[DiffeoRegError]] = {
     "input": InputError,
     "memory": MemoryLimitError,
@@ -116,7 +122,7 @@ def make_nodes(
     """All nodes of a finished run; parents: of fixed and moving volume when it began."""
     fixed, moving, outputs = request.fixed, request.moving, request.outputs
     parts, inverse_parts, moved = answer["transform"], answer["inverse"], answer["moved"]
-    result = RegistrationResult(report=dict(answer["report"]))
+    result, former = RegistrationResult(report=dict(answer["report"])), besides(outputs.transform)
     result.outputTransform = transforms.output_transform(
         scene, parts, fixed, moving, node=outputs.transform, parent=parents[1]
     )
@@ -136,28 +142,44 @@ def make_nodes(
         result.movedVolume = volumes.volume_on(fixed, moved, name, node=outputs.volume, display_like=moving)
     if answer.get("jacobian") is not None:
         name = f"Jacobian determinant, {result.outputTransform.GetName()}"
-        result.jacobianVolume = volumes.jacobian_on(fixed, answer["jacobian"], name)
+        result.jacobianVolume = volumes.jacobian_on(
+            fixed, answer["jacobian"], name, node=former.get("jacobianVolume")
+        )
     if answer.get("velocity") is not None:
-        result.velocity = _velocity(request, answer, scene, parents[1])
+        result.velocity = _velocity(request, answer, scene, parents[1], former.get("velocity"))
     _carry(request, answer, result)
     result.reportTable = tables.report_table(
-        scene, result.report, name=f"Report, {result.outputTransform.GetName()}"
+        scene,
+        result.report,
+        name=f"Report, {result.outputTransform.GetName()}",
+        node=former.get("reportTable"),
     )
+    for name, role in BESIDES.items():
+        if getattr(result, name) is not None:
+            result.outputTransform.SetNodeReferenceID(role, getattr(result, name).GetID())
     for node in _made(result):
         hierarchy.place_beside(node, fixed)
     if not outputs.want_volume:
-        moving.SetAndObserveTransformNodeID(result.outputTransform.GetID())
+        transforms.apply_to(result.outputTransform, moving)
     return result
 
 
-def _velocity(request: Request, answer: dict[str, Any], scene: Any, parent: Matrix) -> Any:
+def besides(transform: Any) -> dict[str, Any]:
+    """The results that an earlier run made for this output transform, by their names in BESIDES."""
+    if transform is None:
+        return {}
+    found = {name: transform.GetNodeReference(role) for name, role in BESIDES.items()}
+    return {name: node for name, node in found.items() if node is not None}
+
+
+def _velocity(request: Request, answer: dict[str, Any], scene: Any, parent: Matrix, node: Any) -> Any:
     field_of, steps = answer["velocity"]["field"], answer["velocity"]["steps"]
     matrices = [part["matrix"] for part in answer["initial"] if "matrix" in part]
     if len(matrices) != len(answer["initial"]):
         return None  # a start that is itself a deformation is no point on the way from nothing to the result
     name = f"Velocity, {request.moving.GetName()} -> {request.fixed.GetName()}"
     return volumes.velocity_node(
-        scene, field_of, steps, matrices, name, request.fixed, request.moving, parent=parent
+        scene, field_of, steps, matrices, name, request.fixed, request.moving, parent=parent, node=node
     )
 
 
@@ -194,9 +216,10 @@ def _made(result: RegistrationResult) -> list[Any]:
 
 
 def _given(request: Request) -> list[Any]:
-    """Nodes of the user that the run fills."""
+    """Nodes that are there already and that the run fills."""
     outputs = request.outputs
-    return [node for node in (outputs.transform, outputs.inverse, outputs.volume) if node is not None]
+    chosen = [node for node in (outputs.transform, outputs.inverse, outputs.volume) if node is not None]
+    return [*chosen, *besides(outputs.transform).values()]
 
 
 @contextlib.contextmanager

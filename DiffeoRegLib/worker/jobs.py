@@ -115,6 +115,8 @@ def flow(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
     matrix, note = matrix_power(_matrix(job.get("initial")), fraction)
     whole = CompositeTransform([field, AffineTransform(matrix)])
     stored = stored_form(whole, fixed, job.get("storage", "half"), axis)
+    if job.get("storage", "half") == "half" and folded(stored) > 0:
+        stored = stored_form(whole, fixed, "full", axis)
     return {"transform": parts_of(stored), "note": note}
 
 

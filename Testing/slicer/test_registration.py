@@ -15,7 +15,9 @@ import vtk
 from DiffeoRegLib.errors import Cancelled, DiffeoRegError, InputError
 from DiffeoRegLib.settings import Settings
 from DiffeoRegPanel.console import region_of, settings_of, wait_for
+from DiffeoRegPanel.nodes.sequences import show_item
 from DiffeoRegPanel.path import Path as FlowPath
+from DiffeoRegPanel.path import sequence_along
 from DiffeoRegPanel.registration import Registration, all_or_nothing
 from DiffeoRegPanel.request import Matching, Outputs, Region, Request
 from DiffeoRegPanel.runner import Runner
@@ -238,6 +240,31 @@ def test_the_way_to_the_result(pair, runner):
     way.close()
     assert moving.GetTransformNodeID() is None
     assert sorted(ids()) == sorted([*before, kept.GetID()])
+
+
+def test_the_way_as_a_sequence_to_play(pair, runner):
+    fixed, _ = pair
+    result = run(Request(*pair, FAST), runner)
+    sequence, browser = sequence_along(result.velocity, runner, 3)
+    assert [sequence.GetNthIndexValue(n) for n in range(3)] == ["0", "50", "100"]
+    points = some_points(fixed)
+    whole = mapped(result.outputTransform, points)
+    assert np.abs(mapped(browser.GetProxyNode(sequence), points) - whole).max() < 0.05
+    show_item(browser, 0)
+    assert np.abs(mapped(browser.GetProxyNode(sequence), points) - points).max() < 1e-3
+    with pytest.raises(InputError, match="at least 2 positions"):
+        sequence_along(result.velocity, runner, 1)
+
+
+def test_another_run_into_the_same_transform_leaves_no_second_report(pair, runner):
+    first = run(Request(*pair, FAST, outputs=Outputs(want_jacobian=True)), runner)
+    before = ids()
+    outputs = Outputs(first.outputTransform, first.inverseTransform, first.movedVolume, want_jacobian=True)
+    second = run(Request(*pair, FAST.with_changes(regularity=2.0), outputs=outputs), runner)
+    assert ids() == before
+    assert (second.reportTable, second.velocity) == (first.reportTable, first.velocity)
+    assert second.report["displacement_mm"] != first.report["displacement_mm"]
+    assert FlowPath(second.velocity, runner).node is None
 
 
 def test_a_call_says_what_is_wrong_with_it(pair):
