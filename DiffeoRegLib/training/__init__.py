@@ -1,0 +1,1 @@
+"""Training networks: images and pairs, synthetic pairs, the loop, checkpoints and validation."""

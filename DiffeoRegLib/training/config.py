@@ -1,0 +1,206 @@
+"""Everything that decides a training run, one YAML file per method."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from DiffeoRegLib.errors import SettingsError, UnknownNameError
+from DiffeoRegLib.training.reading import build, read_yaml
+
+SIMILARITY_LOSSES = ("lncc", "lncc-squared", "mk-lncc", "mse", "nmi", "mind")
+PENALTIES = ("diffusion", "gradient", "bending")
+LOSSES = (*SIMILARITY_LOSSES, *PENALTIES, "dice")
+HIGHER_IS_BETTER = {"dice": True, "tre_mm": False, "loss": False, "folded_percent": False,
+                    "sd_log_jacobian": False}  # fmt: skip
+HARMLESS = ("validate_every", "checkpoint_every", "log_every", "keep", "nan_limit", "on_bad_data")
+"""Settings a resumed run may change: they do not change the weights of any step."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is trained on.
+
+    source, validation: a folder, a CSV or JSON of pairs, a `dataset.json`, or `synthetic`; None = no
+    validation.
+    spacing_mm: of the working grid per tensor axis, None = one unit, so that penalties count in voxels.
+    workers: processes that read ahead.
+    options: of the dataset (split, augmentation, synthesis ...), checked where it is built.
+    """
+
+    source: str
+    validation: str | None = None
+    spacing_mm: tuple[float, ...] | None = None
+    workers: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _whole("data.workers", self.workers, 0)
+        if not self.source:
+            raise SettingsError("data.source must name a folder, a list of pairs, or 'synthetic'.")
+        if self.spacing_mm is not None and not (
+            len(self.spacing_mm) in (2, 3) and all(0 < s < math.inf for s in self.spacing_mm)
+        ):
+            raise SettingsError(f"data.spacing_mm must be 2 or 3 lengths above 0, not {self.spacing_mm}.")
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Which network: its name, its sizes (they belong to the weights) and its options (they do not)."""
+
+    name: str
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """One term of the loss: name, weight and keyword options of the function of that name."""
+
+    name: str
+    weight: float = 1.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.name not in LOSSES:
+            raise UnknownNameError("loss", self.name, LOSSES)
+        if not 0 <= self.weight < math.inf:
+            raise SettingsError(f"The weight of {self.name} must be at least 0, not {self.weight}.")
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """How weights follow the gradient.
+
+    warmup: first steps with a learning rate that grows linearly.  schedule: afterwards, `constant`, or
+    `cosine` (to zero at the last step).  clip_norm: longest gradient, None = any.
+    """
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: int = 0
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        _whole("optimiser.warmup", self.warmup, 0)
+        _positive("optimiser.learning_rate", self.learning_rate)
+        if self.clip_norm is not None:
+            _positive("optimiser.clip_norm", self.clip_norm)
+        if not all(0 <= beta < 1 for beta in self.betas) or not 0 <= self.weight_decay < math.inf:
+            raise SettingsError("optimiser.betas lie in [0, 1), and optimiser.weight_decay is at least 0.")
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of a step counted from 0: a function of the step alone, never stored."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / (self.warmup + 1)
+        if self.schedule == "constant":
+            return self.learning_rate
+        share = (step - self.warmup) / max(steps - self.warmup, 1)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One training run.
+
+    symmetric: both directions count, half each.
+    steps: of the optimiser.  batch: pairs per process at a time; accumulation: batches per step.
+    precision: of the convolutions, `bf16` where the network offers it; fields are always fp32.
+    validate_every, checkpoint_every, log_every: steps.  keep: numbered weights kept beside best and last.
+    best: the validation metric that chooses the best weights.
+    nan_limit: the run stops when so many steps had to be skipped.
+    on_bad_data: `stop` at a pair that cannot be read, or `skip` it; either way it is named.
+    Raises SettingsError for values that make no sense.
+    """
+
+    method: str
+    data: DataConfig
+    network: NetworkConfig
+    losses: tuple[LossConfig, ...]
+    steps: int
+    symmetric: bool = True
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    batch: int = 1
+    accumulation: int = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+    validate_every: int = 1000
+    checkpoint_every: int = 500
+    log_every: int = 50
+    keep: int = 0
+    best: str = "dice"
+    nan_limit: int = 10
+    on_bad_data: Literal["stop", "skip"] = "stop"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulation", "validate_every", "checkpoint_every", "log_every",
+                     "nan_limit"):  # fmt: skip
+            _whole(name, getattr(self, name), 1)
+        _whole("keep", self.keep, 0)
+        _whole("seed", self.seed, 0)
+        if self.best not in HIGHER_IS_BETTER:
+            raise UnknownNameError("metric", self.best, HIGHER_IS_BETTER)
+        names = [loss.name for loss in self.losses]
+        if not any(loss.weight > 0 and loss.name not in PENALTIES for loss in self.losses):
+            raise SettingsError("The losses need one of weight above 0 that compares images or labels.")
+        if len(set(names)) < len(names):
+            raise SettingsError(f"Each loss is named once, not {', '.join(names)}.")
+
+
+def read_config(path: Path) -> TrainingConfig:
+    """The training settings in a YAML file; raises SettingsError naming the key that is wrong."""
+    return config_from(read_yaml(path))
+
+
+def config_from(content: Mapping[str, Any]) -> TrainingConfig:
+    """Training settings from plain values, such as `as_plain` gives; raises SettingsError."""
+    return build(TrainingConfig, content)
+
+
+def as_plain(config: Any) -> dict[str, Any]:
+    """The settings as values JSON and YAML can hold."""
+    plain = _plain(dataclasses.asdict(config))
+    assert isinstance(plain, dict)
+    return plain
+
+
+def check_resumable(stored: TrainingConfig, wanted: TrainingConfig) -> None:
+    """Raises SettingsError unless a run of the stored settings continues exactly under the wanted ones.
+
+    Other intervals and more steps are fine; a cosine schedule fixes the number of steps.
+    """
+    before, now = as_plain(stored), as_plain(wanted)
+    free = HARMLESS if stored.optimiser.schedule == "cosine" else (*HARMLESS, "steps")
+    for content in (before, now):
+        for name in free:
+            del content[name]
+        del content["data"]["workers"]
+    changed = [name for name in before if before[name] != now[name]]
+    if changed:
+        raise SettingsError(
+            f"This run was started with other settings ({', '.join(changed)}); "
+            "resume it with its own, or train into another folder."
+        )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise SettingsError(f"{name} must be a whole number of at least {least}, not {value!r}.")
+
+
+def _positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise SettingsError(f"{name} must be greater than 0, not {value!r}.")

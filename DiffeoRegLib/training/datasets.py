@@ -1,0 +1,162 @@
+"""From the data section of a training configuration to the pairs of training and validation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from DiffeoRegLib.errors import InputError, SettingsError
+from DiffeoRegLib.training.augment import Augmentation, AugmentedPairs
+from DiffeoRegLib.training.batches import Pairs
+from DiffeoRegLib.training.config import DataConfig
+from DiffeoRegLib.training.contrasts import ContrastOptions
+from DiffeoRegLib.training.pairs import PairDataset
+from DiffeoRegLib.training.reading import build
+from DiffeoRegLib.training.shapes import ShapeOptions
+from DiffeoRegLib.training.sources import collection_from
+from DiffeoRegLib.training.splits import divide
+from DiffeoRegLib.training.store import Preparation, Store
+from DiffeoRegLib.training.subjects import Collection
+from DiffeoRegLib.training.synthesis import Synthesis, SyntheticPairs
+
+SYNTHETIC = "synthetic"
+VALIDATION_SEED = 1_000_003
+"""Added to the seed of synthetic training pairs, so that validation shows others."""
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """Options of images from files.
+
+    shape: voxels of the working grid.  reference: image to align to, None = the first training subject.
+    alignment, window: see `Preparation`.  images ... same_person: see `collection_from`.
+    share, held_out: whom to validate on where source and validation are one: a share, or names.
+    cache: folder for prepared images.  in_memory: how many of them to keep in memory.
+    pairs_per_epoch: None = all ordered pairs.  validation_pairs: most of them.
+    """
+
+    shape: tuple[int, ...]
+    reference: str | None = None
+    alignment: str = "affine"
+    window: tuple[float, float] | None = None
+    images: str | None = None
+    labels: str | None = None
+    masks: str | None = None
+    points: str | None = None
+    person: str | None = None
+    same_person: tuple[tuple[str, ...], ...] = ()
+    share: float = 0.2
+    held_out: tuple[str, ...] = ()
+    cache: str | None = None
+    in_memory: int = 0
+    pairs_per_epoch: int | None = None
+    validation_pairs: int = 50
+    augmentation: Augmentation | None = None
+
+
+@dataclass(frozen=True)
+class SyntheticOptions:
+    """Options of synthetic pairs; see `Synthesis`."""
+
+    shape: tuple[int, ...]
+    shapes: ShapeOptions = field(default_factory=ShapeOptions)
+    contrasts: ContrastOptions = field(default_factory=ContrastOptions)
+    pairs_per_epoch: int = 1000
+    validation_pairs: int = 20
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Pairs to train on, to validate on (or None), and sentences on how they came about."""
+
+    training: Pairs
+    validation: Pairs | None
+    notes: tuple[str, ...] = ()
+
+
+def training_data(config: DataConfig, *, seed: int = 0, base: Path | None = None) -> TrainingData:
+    """The pairs a configuration asks for; file names in it are relative to `base`.
+
+    validation: another data set; the same as source = persons of it held out; `synthetic` with a synthetic
+    source; None = no validation.
+    Raises SettingsError for options that make no sense, InputError for data that cannot be used.
+    """
+    base = base or Path()
+    if config.source == SYNTHETIC:
+        return _synthetic(config, seed)
+    if config.validation == SYNTHETIC:
+        raise SettingsError("Validation on synthetic pairs goes with training on them: set data.source, too.")
+    options = build(ImageOptions, config.options, "data.options")
+    collection = _collections(config, options, seed, base)
+    store = _store(config, options, collection, base)
+    training: Pairs = PairDataset(
+        collection.subjects,
+        store,
+        pairs=collection.pairs,
+        pairs_per_epoch=options.pairs_per_epoch,
+        seed=seed,
+    )
+    if options.augmentation is not None:
+        training = AugmentedPairs(training, options.augmentation, seed=seed, spacing=store.grid.spacing)
+    validation = None
+    if config.validation is not None:
+        pairs, count = collection.validation_pairs, len(collection.validation)
+        most = min(len(pairs) or count * (count - 1), options.validation_pairs)
+        validation = PairDataset(collection.validation, store, pairs=pairs, pairs_per_epoch=most, seed=seed)
+    return TrainingData(training, validation, collection.notes)
+
+
+def _synthetic(config: DataConfig, seed: int) -> TrainingData:
+    options = build(SyntheticOptions, config.options, "data.options")
+    if config.validation not in (None, SYNTHETIC):
+        raise SettingsError(
+            "A network trained on synthetic pairs is validated on synthetic pairs, or not at all."
+        )
+    what = Synthesis(options.shape, options.shapes, options.contrasts)
+    training = SyntheticPairs(what, pairs_per_epoch=options.pairs_per_epoch, seed=seed)
+    if config.validation is None:
+        return TrainingData(training, None)
+    held_out = SyntheticPairs(what, pairs_per_epoch=options.validation_pairs, seed=seed + VALIDATION_SEED)
+    return TrainingData(training, held_out)
+
+
+def _collections(config: DataConfig, options: ImageOptions, seed: int, base: Path) -> Collection:
+    """Training and validation side by side; nobody is on both."""
+    source = _read(base / config.source, options)
+    if config.validation is None:
+        return source
+    if config.validation == config.source:
+        return divide(source, options.held_out or options.share, seed)
+    other = _read(base / config.validation, options)
+    held_out = (*other.subjects, *other.validation)
+    files = {one.image.resolve() for one in held_out}
+    shared = [one.name for one in source.subjects if one.image.resolve() in files]
+    if shared:
+        raise InputError(
+            f"'{shared[0]}' is in the training and in the validation data: take it out of one of them."
+        )
+    pairs = (*other.pairs, *other.validation_pairs)
+    return Collection(source.subjects, source.pairs, held_out, pairs, (*source.notes, *other.notes))
+
+
+def _read(source: Path, options: ImageOptions) -> Collection:
+    same_person: Sequence[Sequence[str]] = options.same_person
+    patterns = {
+        key: value
+        for key in ("images", "labels", "masks", "points", "person")
+        if (value := getattr(options, key)) is not None
+    }
+    return collection_from(source, same_person=same_person, **patterns)
+
+
+def _store(config: DataConfig, options: ImageOptions, collection: Collection, base: Path) -> Store:
+    preparation = Preparation(
+        shape=options.shape,
+        spacing_mm=config.spacing_mm or (1.0,) * len(options.shape),
+        reference=collection.subjects[0].image if options.reference is None else base / options.reference,
+        alignment=options.alignment,
+        window=options.window,
+    )
+    cache = None if options.cache is None else base / options.cache
+    return Store(preparation, cache, in_memory=options.in_memory)

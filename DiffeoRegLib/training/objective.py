@@ -1,0 +1,250 @@
+"""What training makes small: named terms with weights, in one direction or in both alike.
+
+A network is anything called with (moving, fixed) that returns maps: u12 reads the moving image on the fixed
+one's grid, u21 the other way round.  The symmetric loss is
+    L = 1/2 [S(I1 o f12, I2) + S(I2 o f21, I1)] + lambda/2 [G(f12) + G(f21)]
+with S any similarity or label term, G any penalty, of the part of the map without the affine.
+Source: Honkamaa and Marttinen, SITReg, MELBA 2024, section 3.8.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from DiffeoRegLib.errors import InputError, NoOverlapError, SettingsError, UnknownNameError
+from DiffeoRegLib.losses.information import nmi
+from DiffeoRegLib.losses.mind import mind_loss
+from DiffeoRegLib.losses.overlap import labels_in, warped_label_dice
+from DiffeoRegLib.losses.regularity import bending, diffusion
+from DiffeoRegLib.losses.similarity import lncc, mk_lncc, mse
+from DiffeoRegLib.space.sample import identity_vox, warp
+from DiffeoRegLib.training.config import PENALTIES, SIMILARITY_LOSSES, LossConfig
+
+Direction = Literal["12", "21"]
+SIMILARITIES: dict[str, Callable[..., Tensor]] = {
+    "lncc": lncc,
+    "lncc-squared": partial(lncc, squared=True),
+    "mk-lncc": mk_lncc,
+    "mse": mse,
+    "nmi": nmi,
+    "mind": mind_loss,
+}
+
+
+IMAGES = ("moving", "fixed", "moving_labels", "fixed_labels", "moving_mask", "fixed_mask")
+
+
+class Maps(Protocol):
+    """What a network returns; fields (N, d, *shape) in voxels.  u21 is asked for by symmetric losses only."""
+
+    @property
+    def u12(self) -> Tensor:
+        """moving(x + u12(x)) looks like fixed(x)."""
+        ...
+
+    @property
+    def u21(self) -> Tensor:
+        """fixed(x + u21(x)) looks like moving(x)."""
+        ...
+
+
+@runtime_checkable
+class PartlyPenalised(Protocol):
+    """Maps that say which part of them a penalty is for: without the affine, or the velocity of a flow."""
+
+    def deformable(self, way: Direction) -> Tensor:
+        """(N, d, *grid)."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Pairs of one shape: images (N, 1, *shape), labels and masks alike or None, and the pairs' names.
+
+    points: landmarks in voxels, `moving_points_vox` and `fixed_points_vox` (n, d), of a batch of one pair.
+    """
+
+    moving: Tensor
+    fixed: Tensor
+    moving_labels: Tensor | None = None
+    fixed_labels: Tensor | None = None
+    moving_mask: Tensor | None = None
+    fixed_mask: Tensor | None = None
+    names: tuple[str, ...] = ()
+    points: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        held = {name: getattr(self, name) for name in IMAGES}
+        return replace(self, **{n: v.to(device, non_blocking=True) for n, v in held.items() if v is not None})
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """One direction: what is read through which displacement and should look like what."""
+
+    read: Tensor
+    target: Tensor
+    read_labels: Tensor | None
+    target_labels: Tensor | None
+    read_mask: Tensor | None
+    target_mask: Tensor | None
+    u_vox: Tensor
+    penalised: Tensor
+
+
+class Objective:
+    """The weighted sum of the losses of a configuration.
+
+    spacing: of the grid, mm per tensor axis, None = unit voxels.
+    mask_outside: places whose counterpart lies outside the image do not count in the similarity.
+    Raises SettingsError for options a loss does not have.
+    """
+
+    def __init__(
+        self,
+        losses: Sequence[LossConfig],
+        *,
+        symmetric: bool = True,
+        spacing: Sequence[float] | None = None,
+        mask_outside: bool = True,
+    ) -> None:
+        self.losses = tuple(loss for loss in losses if loss.weight > 0)
+        self.symmetric = symmetric
+        self.spacing = spacing
+        self.mask_outside = mask_outside
+        for loss in self.losses:
+            _check_options(loss)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the terms that count."""
+        return tuple(loss.name for loss in self.losses)
+
+    def __call__(self, maps: Maps, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, a scalar, and its terms before weighting, detached; both means over the batch.
+
+        Raises NoOverlapError where a map leads nowhere into the image, InputError for missing labels.
+        """
+        views = [_view(maps, batch, "12")]
+        if self.symmetric:
+            views.append(_view(maps, batch, "21"))
+        total = batch.fixed.new_zeros((), dtype=torch.float32)
+        terms: dict[str, Tensor] = {}
+        for loss in self.losses:
+            value = torch.stack([self._term(loss, view) for view in views]).mean()
+            terms[loss.name] = value.detach()
+            total = total + loss.weight * value
+        return total, terms
+
+    def _term(self, loss: LossConfig, view: _View) -> Tensor:
+        if loss.name in PENALTIES:
+            return penalty(loss.name, view.penalised, self.spacing)
+        if loss.name == "dice":
+            return label_loss(view.read_labels, view.target_labels, view.u_vox)
+        read = warp(view.read, view.u_vox)
+        options = dict(loss.options)
+        if loss.name == "mind" and self.spacing is not None:
+            options.setdefault("spacing", self.spacing)
+        mask = self._mask(view)
+        return SIMILARITIES[loss.name](view.target, read, mask=mask, **options)
+
+    @torch.no_grad()
+    def _mask(self, view: _View) -> Tensor | None:
+        """Where both images have something to say, None = everywhere."""
+        parts = [inside(view.u_vox, view.read.shape[2:])] if self.mask_outside else []
+        if view.target_mask is not None:
+            parts.append(view.target_mask)
+        if view.read_mask is not None:
+            parts.append(warp(view.read_mask, view.u_vox, outside="zeros"))
+        if not parts:
+            return None
+        mask = torch.stack(parts).prod(0)
+        if not bool(mask.flatten(1).any(1).all()):
+            raise NoOverlapError("The masks of the two images do not meet any more.")
+        return mask
+
+
+def penalty(name: str, u_vox: Tensor, spacing: Sequence[float] | None = None) -> Tensor:
+    """Roughness of a field, a scalar.
+
+    `diffusion`, `bending`: see losses/regularity.py, in mm.  `gradient`: the mean over axes, components and
+    voxels of the squared forward difference in voxels, the penalty of SITReg and VoxelMorph ('l2').
+    Raises UnknownNameError for another name.
+    """
+    dim = u_vox.shape[1]
+    voxels = (1.0,) * dim
+    if name == "gradient":
+        return diffusion(u_vox, voxels) / dim**2
+    if name == "diffusion":
+        return diffusion(u_vox, spacing or voxels)
+    if name == "bending":
+        return bending(u_vox, spacing or voxels)
+    raise UnknownNameError("penalty", name, PENALTIES)
+
+
+def label_loss(moving: Tensor | None, fixed: Tensor | None, u_vox: Tensor) -> Tensor:
+    """One minus the mean soft Dice of label maps (N, 1, *shape), each pair by the labels it holds.
+
+    A pair without any label has nothing to disagree on and gives 0.  Raises InputError for missing maps.
+    """
+    if moving is None or fixed is None:
+        raise InputError("The dice loss needs label maps, which a pair of this batch does not have.")
+    position = identity_vox(u_vox.shape[2:], u_vox.dtype, u_vox.device) + u_vox
+    values = []
+    for i in range(len(u_vox)):
+        pair = moving[i : i + 1], fixed[i : i + 1]
+        labels = labels_in(*pair)
+        if labels:
+            values.append(warped_label_dice(pair[1], pair[0], position[i : i + 1], labels=labels))
+        else:
+            values.append(u_vox[i].sum() * 0)
+    return torch.stack(values).mean()
+
+
+@torch.no_grad()
+def inside(u_vox: Tensor, shape: Sequence[int]) -> Tensor:
+    """1 where x + u(x) lies in the box of voxel centres of an image of this shape, else 0: (N, 1, *spatial).
+
+    Raises NoOverlapError for a field that leads nowhere into it.
+    """
+    position = identity_vox(u_vox.shape[2:], u_vox.dtype, u_vox.device) + u_vox
+    held = torch.ones_like(u_vox[:, :1], dtype=torch.bool)
+    for axis, size in enumerate(shape):
+        here = position[:, axis : axis + 1]
+        held &= (here >= 0) & (here <= size - 1)
+    if not bool(held.flatten(1).any(1).all()):
+        raise NoOverlapError("The network moved an image wholly out of view.")
+    return held.to(u_vox.dtype)
+
+
+def _view(maps: Maps, batch: Batch, way: Direction) -> _View:
+    u_vox = maps.u12 if way == "12" else maps.u21
+    penalised = maps.deformable(way) if isinstance(maps, PartlyPenalised) else u_vox
+    read, target = ("moving", "fixed") if way == "12" else ("fixed", "moving")
+    return _View(
+        getattr(batch, read), getattr(batch, target),
+        getattr(batch, f"{read}_labels"), getattr(batch, f"{target}_labels"),
+        getattr(batch, f"{read}_mask"), getattr(batch, f"{target}_mask"),
+        u_vox, penalised,
+    )  # fmt: skip
+
+
+def _check_options(loss: LossConfig) -> None:
+    """Raises UnknownNameError for an option the loss does not have."""
+    known: list[str] = []
+    if loss.name in SIMILARITY_LOSSES:
+        own = inspect.signature(SIMILARITIES[loss.name]).parameters
+        known = [name for name in own if name not in ("fixed", "warped", "mask")]
+    if loss.options and not known:
+        raise SettingsError(f"The loss {loss.name} has no options, but {', '.join(loss.options)} is set.")
+    for name in loss.options:
+        if name not in known:
+            raise UnknownNameError(f"option of {loss.name}", name, known)
