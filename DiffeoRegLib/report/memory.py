@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from pathlib import Path
 
 import torch
+
+STATUS = Path("/proc/self/status")
 
 
 def peak_memory_mb() -> float | None:
     """Largest resident memory of this process so far, MB (2^20 bytes); None where the system does not say."""
     if sys.platform == "win32":
         return _windows_peak_mb()
+    # Linux's rusage counts what the parent held when it started this process; the status file does not.
+    if STATUS.is_file():
+        for line in STATUS.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**10
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -241,3 +243,15 @@ def test_the_summary_holds_the_numbers(fake_registration):
     summary = text.summary(fake_registration[3].report)
     for word in ("Dice", "HD95", "Landmark error", "Folded cells", "Inverse consistency", "5.00"):
         assert word in summary
+
+
+@pytest.mark.skipif(not memory.STATUS.is_file(), reason="Linux keeps a peak that a child inherits")
+def test_the_peak_is_of_this_process_and_not_of_the_one_that_started_it(repository):
+    held = bytearray(600 * 2**20)
+    held[:: 2**12] = b"x" * len(held[:: 2**12])
+    code = "from DiffeoRegLib.report.memory import peak_memory_mb; print(peak_memory_mb())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=repository, capture_output=True, check=True, encoding="utf-8"
+    )
+    assert 50 < float(done.stdout) < 500
+    assert (memory.peak_memory_mb() or 0) > 600
