@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -88,8 +89,6 @@ def wait_for(
 
     idle: called between two looks, so that the application stays alive.
     """
-    import time
-
     try:
         while not registration.finished:
             for event in registration.poll():

@@ -14,7 +14,6 @@ figure.
 from __future__ import annotations
 
 import argparse
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -34,6 +33,7 @@ import peer_pair  # noqa: E402
 from DiffeoRegLib.flows.exponential import exp  # noqa: E402
 from DiffeoRegLib.methods.base import Pair, Progress  # noqa: E402
 from DiffeoRegLib.methods.discrete import Stage, Start, default_stages, search  # noqa: E402
+from DiffeoRegLib.report.memory import peak_memory_mb  # noqa: E402
 from DiffeoRegLib.settings import Settings  # noqa: E402
 from DiffeoRegLib.space.field import folded_percent, sd_log_jacobian  # noqa: E402
 from DiffeoRegLib.space.filters import gaussian_smooth  # noqa: E402
@@ -120,7 +120,7 @@ def searched(pair: Pair, stages: tuple[Stage, ...]) -> tuple[Start, str]:
     wall, cpu = time.perf_counter(), time.process_time()
     start = search(pair, stages, quiet)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak_mb = peak_memory_mb()
     u_vox = exp(start.motion.velocity_vox, "auto")
     folds = max(folded_percent(u_vox), folded_percent(exp(-start.motion.velocity_vox, "auto")))
     return start, (

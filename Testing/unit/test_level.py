@@ -13,7 +13,6 @@ from DiffeoRegLib.losses.similarity import mse
 from DiffeoRegLib.optimise import (
     LARGEST_STEP_VOX,
     Level,
-    Plan,
     compare,
     half_way,
     layout,
@@ -23,18 +22,8 @@ from DiffeoRegLib.optimise import (
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.grid import Grid
 from DiffeoRegLib.space.sample import warp
+from Testing.level_plans import COARSE, PLAN
 from Testing.scenes import pair_of, smooth_velocity, texture
-
-PLAN = Plan(
-    level_mm=1.0,
-    iterations=30,
-    similarity="lncc-squared",
-    window_vox=5.0,
-    update_sigma=1.7,
-    velocity_sigma=0.4,
-    fine=True,
-)
-COARSE = dataclasses.replace(PLAN, fine=False)
 
 
 @pytest.fixture(params=[(24, 28, 26), (36, 40), (23, 27)], ids=["3d", "2d", "odd"])

@@ -14,7 +14,6 @@ from DiffeoRegLib.methods.svf import StationaryVelocity
 from DiffeoRegLib.optimise import (
     CONVERGENCE_WINDOW,
     Level,
-    Plan,
     optimise_level,
 )
 from DiffeoRegLib.settings import SIMILARITIES, Settings
@@ -22,18 +21,9 @@ from DiffeoRegLib.space.field import change_grid
 from DiffeoRegLib.space.filters import gaussian_smooth
 from DiffeoRegLib.space.sample import identity_vox, sample, warp
 from DiffeoRegLib.volumes.pair import Pair
+from Testing.level_plans import PLAN
 from Testing.scenes import pair_of, smooth_velocity, texture
 
-PLAN = Plan(
-    level_mm=1.0,
-    iterations=30,
-    similarity="lncc-squared",
-    window_vox=5.0,
-    update_sigma=1.7,
-    velocity_sigma=0.4,
-    fine=True,
-)
-COARSE = dataclasses.replace(PLAN, fine=False)
 SHAPES = [(24, 28, 26), (36, 40)]
 
 
