@@ -116,9 +116,17 @@ class DiffeoRegLogic(ScriptedLoadableModuleLogic):
 
     def start(self, request):
         """Begin a run and return at once; see DiffeoRegPanel.registration.Registration."""
+        from DiffeoRegPanel.machine import Machine
         from DiffeoRegPanel.registration import Registration
+        from DiffeoRegPanel.weights import with_weights
 
-        return Registration(request, self.runner)
+        return Registration(with_weights(request, Machine), self.runner)
+
+    def acceptLicence(self, licence):
+        """Remember on this computer that you have read and accept a licence of weights, by its name."""
+        from DiffeoRegPanel.machine import Machine
+
+        Machine().accept_licence(licence)
 
     def path(self, velocity):
         """The way from the given position to the result; see DiffeoRegPanel.path.Path."""
@@ -177,6 +185,7 @@ class DiffeoRegLogic(ScriptedLoadableModuleLogic):
         Masks, guidance, evaluation and regions: a segmentation or label map node, or (node, segment name).
         movingSegmentation, movingMarkups, movingModels: a node or several, carried to the fixed volume.
         settings: further fields of DiffeoRegLib.settings.Settings, by name.
+        A trained model under a licence of its own runs once that is accepted, see `acceptLicence`.
         waitForCompletion: False returns the run itself; poll it until it is finished.
         progressCallback: called with every event (kind, fraction, message) while waiting.
         Returns a DiffeoRegPanel.registration.RegistrationResult.

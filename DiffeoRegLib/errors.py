@@ -18,6 +18,14 @@ class FileFormatError(InputError):
     """A file is missing, corrupt, truncated or of a kind that cannot be registered."""
 
 
+class WeightsError(FileFormatError):
+    """Trained weights are missing, damaged, or do not belong to the method."""
+
+
+class LicenceError(InputError):
+    """A licence has to be accepted before something under it is used."""
+
+
 class GeometryError(InputError):
     """A volume's place in the patient is unusable: singular, sheared beyond use, empty."""
 

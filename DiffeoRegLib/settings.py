@@ -33,6 +33,8 @@ class Settings:
     None = what preset and effort say, or none when `iterations` is given.
     update_sigma, velocity_sigma: Gaussian smoothing of every update (fluid) and of the velocity (elastic), in
     steps of each level's velocity grid; `regularity` multiplies both.
+    weights: path of a weights file, for a trained method, instead of the one it comes with.
+    accepted_licences: names of licences that were read and accepted, of weights that ask for it.
     """
 
     method: str = "svf"
@@ -58,6 +60,8 @@ class Settings:
     threads: int | None = None
     memory_limit_gb: float | None = None
     seed: int = 0
+    weights: str | None = None
+    accepted_licences: tuple[str, ...] = ()
     extras: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -88,11 +92,19 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise SettingsError(f"{name} must not be negative, got {value!r}.")
+        self._check_weights()
         levels, counts = self.levels_mm, self.iterations
         if levels is not None and not (levels and all(0 < level < math.inf for level in levels)):
             raise SettingsError(f"Levels must be voxel sizes greater than 0 mm, not {levels}.")
         if counts is not None and not (counts and all(_whole(count, 0) for count in counts)):
             raise SettingsError(f"Iterations per level must be whole numbers of at least 0, not {counts}.")
+
+    def _check_weights(self) -> None:
+        if self.weights is not None and not (isinstance(self.weights, str) and self.weights):
+            raise SettingsError(f"Weights are named by the path of their file, not {self.weights!r}.")
+        names = self.accepted_licences
+        if not isinstance(names, tuple) or not all(isinstance(name, str) and name for name in names):
+            raise SettingsError(f"Accepted licences are a tuple of names, not {names!r}.")
 
     def with_changes(self, **changes: Any) -> Settings:
         """A copy with some fields changed; raises SettingsError for bad values."""

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from DiffeoRegLib.errors import InputError
+from DiffeoRegLib.networks.build import build_network
 from DiffeoRegLib.training.config import config_from
 from DiffeoRegLib.training.loop import Trainer
-from DiffeoRegLib.training.models import build_network
 
 SHAPE = (12, 14)
 SETTINGS = {

@@ -29,12 +29,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("volumes", "flows", "losses", "device"),
     ("space",),
     ("settings", "catalog", "exchange", "waiting"),
+    ("plain",),
     ("errors",),
 )
 HEIGHT = {room: len(LAYERS) - level for level, rooms in enumerate(LAYERS) for room in rooms}
 
 # The panel imports these inside Slicer, where torch may not be installed.
-TORCH_FREE = ("errors", "settings", "catalog", "exchange", "waiting")
+TORCH_FREE = ("errors", "plain", "settings", "catalog", "exchange", "waiting")
 SLICER_MODULES = ("slicer", "vtk", "qt", "ctk", "mrml", "PythonQt")
 UNSAFE_MODULES = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
 # One door each: where coordinates meet torch, and where arrays become tensors.

@@ -34,6 +34,29 @@ AFFINE_MB_PER_MVOX = 70.0
 FEWEST_VOXELS = 96  # a preset's voxel size shrinks so that the longest axis keeps these
 FIELD_BYTES = 3 * 4  # three float32 components
 
+# A trained network and what follows it: iterations at its voxel size and at the working one, as
+# methods/sitreg.py has them.
+NETWORK_ITERATIONS = {"fast": (0, 0), "balanced": (25, 25), "accurate": (40, 40)}
+NETWORK_DENSE_ITERATIONS = {"fast": 0, "balanced": 0, "accurate": 10}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a deformable method does on one core.
+
+    spacing_mm, mvox: of the working grid.  levels_mm, counts, dense: its iterations.
+    network_seconds, network_mb: of the trained network before them; None = there is one, but not measured.
+    """
+
+    spacing_mm: float
+    mvox: float
+    levels_mm: Sequence[float]
+    counts: Sequence[int]
+    dense: int
+    large: bool
+    network_seconds: float | None = 0.0
+    network_mb: float = 0.0
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -77,26 +100,29 @@ def estimate(
     seconds += (RESAMPLE_SECONDS_PER_MVOX * fixed_mvox + _measure_seconds(fixed_mvox)) / speed
     memory = BASE_MB + IMAGES_MB_PER_MVOX * (fixed_mvox + moving_mvox)
     transform_mb = 0.0
+    unknown = []
     if card.deformable:
-        spacing_mm = _working_spacing_mm(fixed_shape, fixed_spacing, settings)
-        working_mvox = fixed_mvox / math.prod(
-            max(1.0, spacing_mm / s) for s in _real(fixed_shape, fixed_spacing)
-        )
-        dense = _dense_iterations(settings) > 0
+        plan = _plan(card, settings, fixed_shape, fixed_spacing)
+        dense = plan.dense > 0
         seconds += (
-            _refine_seconds(settings, working_mvox, _dim(fixed_shape), spacing_mm)
+            _refine_seconds(plan, _similarity(settings) == "mind", _dim(fixed_shape))
             + PREPARE_SECONDS_PER_MVOX * (fixed_mvox + moving_mvox)
-            + INTEGRATE_SECONDS_PER_MVOX[dense] * working_mvox
+            + INTEGRATE_SECONDS_PER_MVOX[dense] * plan.mvox
+            + (plan.network_seconds or 0.0)
         ) / speed
+        if plan.network_seconds is None:
+            unknown.append("without the network, which was not measured")
         per_mvox = WORKING_MB_PER_MVOX[dense] + (MIND_MB_PER_MVOX if _similarity(settings) == "mind" else 0)
-        memory += per_mvox * working_mvox
+        memory += max(per_mvox * plan.mvox, plan.network_mb)
         transform_mb = _transform_mb(fixed_shape, storage) * (2 if want_inverse else 1)
     else:
         memory += AFFINE_MB_PER_MVOX * min(fixed_mvox, MOST_MEASURED_MVOX)
     if settings.memory_limit_gb:
         memory = min(memory, 1000 * settings.memory_limit_gb)
     measured = device.partition(":")[0] in ("cpu", "auto")
-    sentence = _sentence(seconds, memory, transform_mb, cores, measured)
+    if not measured:
+        unknown.append("graphics processors were not measured")
+    sentence = _sentence(seconds, memory, transform_mb, cores, unknown)
     return Estimate(seconds if measured else None, seconds, memory, transform_mb, sentence)
 
 
@@ -111,25 +137,61 @@ def _measure_seconds(mvox: float) -> float:
     return MEASURE_SECONDS + MEASURE_SECONDS_PER_MVOX * min(mvox, MOST_MEASURED_MVOX)
 
 
-def _refine_seconds(settings: Settings, mvox: float, dim: int, spacing_mm: float) -> float:
-    """One core: iterations times voxels of their level, times what one of them costs."""
+def _plan(card: Card, settings: Settings, shape: Sequence[int], spacing: Sequence[float]) -> Plan:
+    """What the method of a card will do with a fixed image of this shape and voxel size."""
+    spacing_mm = _working_spacing_mm(shape, spacing, settings)
+    if card.spacing_mm is not None:
+        return _network_plan(card, card.spacing_mm, settings, shape, spacing, spacing_mm)
     preset = PRESETS[settings.preset]
     levels = settings.levels_mm or preset.levels_mm
     counts = settings.iterations or preset.iterations[settings.effort]
     scale = 1.0
     if settings.levels_mm is None and spacing_mm < 0.7 * min(levels):
         scale = spacing_mm / min(levels)  # small animals: all levels shrink together
-    mind = _similarity(settings) == "mind"
+    levels = [max(level * scale, spacing_mm) for level in levels]
+    mvox = math.prod(shape) / 1e6 / math.prod(max(1.0, spacing_mm / s) for s in _real(shape, spacing))
+    large = preset.large_displacement if settings.large_displacement is None else settings.large_displacement
+    network = None if card.trained else 0.0  # weights of the user, about which nothing is known here
+    return Plan(spacing_mm, mvox, levels, counts, _dense_iterations(settings), large, network)
+
+
+def _network_plan(
+    card: Card,
+    network: Sequence[float],
+    settings: Settings,
+    shape: Sequence[int],
+    spacing: Sequence[float],
+    wanted_mm: float,
+) -> Plan:
+    """A trained network's: a working grid of cubes, a whole number of which make a voxel of the network."""
+    counts = settings.iterations or NETWORK_ITERATIONS[settings.effort]
+    dense = settings.dense_iterations
+    if dense is None:
+        dense = NETWORK_DENSE_ITERATIONS[settings.effort] if settings.iterations is None else 0
+    finer = max(1, round(max(network) / wanted_mm)) if any((*counts, dense)) else 1
+    spacing_mm = max(network) / finer
+    mvox = math.prod(shape) / 1e6 / math.prod(spacing_mm / s for s in _real(shape, spacing))
+    levels = settings.levels_mm or (max(network), spacing_mm)[-len(counts) :]
+    levels = [max(level, spacing_mm) for level in levels]
+    seconds, memory = None, 0.0
+    if card.measured is not None:
+        share = mvox / finer ** _dim(shape) * 1e6 / card.measured.voxels
+        memory = share * max(card.measured.memory_mb - BASE_MB, 0.0)
+        if card.measured.cores:  # on a graphics processor nothing is learned about this one
+            seconds = share * card.measured.seconds * card.measured.cores**CORES_EXPONENT
+    return Plan(spacing_mm, mvox, levels, counts, dense, False, seconds, memory)
+
+
+def _refine_seconds(plan: Plan, mind: bool, dim: int) -> float:
+    """One core: iterations times voxels of their level, times what one of them costs."""
     plain = MIND_ITERATION_SECONDS_PER_MVOX if mind else ITERATION_SECONDS_PER_MVOX
     fine = plain if mind else FINE_ITERATION_SECONDS_PER_MVOX
-    finest = max(min(levels) * scale, spacing_mm)
-    total = plain * mvox * _dense_iterations(settings)
-    for level, count in zip(levels[: len(counts)], counts[: len(levels)], strict=True):
-        level_mm = max(level * scale, spacing_mm)
+    total = plain * plan.mvox * plan.dense
+    finest = min(plan.levels_mm)
+    for level_mm, count in zip(plan.levels_mm, plan.counts, strict=False):
         cost = fine if level_mm == finest else plain
-        total += cost * count * mvox * (spacing_mm / level_mm) ** dim
-    large = preset.large_displacement if settings.large_displacement is None else settings.large_displacement
-    return total + (SEARCH_SECONDS_PER_MVOX * mvox if large else 0.0)
+        total += cost * count * plan.mvox * (plan.spacing_mm / level_mm) ** dim
+    return total + (SEARCH_SECONDS_PER_MVOX * plan.mvox if plan.large else 0.0)
 
 
 def _dense_iterations(settings: Settings) -> int:
@@ -168,11 +230,12 @@ def _transform_mb(shape: Sequence[int], storage: str) -> float:
     return FIELD_BYTES * math.prod(-(-n // step) for n in shape) / 1e6
 
 
-def _sentence(seconds: float, memory: float, transform_mb: float, cores: int, measured: bool) -> str:
+def _sentence(seconds: float, memory: float, transform_mb: float, cores: int, unknown: Sequence[str]) -> str:
+    """unknown: what the time says nothing about."""
     on = f"{cores} CPU core" + ("" if cores == 1 else "s")
     time = f"About {_duration(seconds)} on {on}"
-    if not measured:
-        time += " (graphics processors were not measured)"
+    if unknown:
+        time += f" ({'; '.join(unknown)})"
     field = f" and {_size(transform_mb)} for the transforms in the scene" if transform_mb else ""
     return f"{time}; {_size(memory)} of memory{field} (estimates)."
 

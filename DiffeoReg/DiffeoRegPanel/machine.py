@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import slicer
 
+from DiffeoRegLib.catalog import default_models_folder
 from DiffeoRegLib.errors import DiffeoRegError, SettingsError, UnknownNameError
 from DiffeoRegLib.settings import DEVICES
 
@@ -166,21 +165,6 @@ def worker_python(app: Any) -> str:
             "Slicer launcher instead of the program file behind it."
         )
     return found
-
-
-def default_models_folder(
-    platform: str = sys.platform, environment: Mapping[str, str] | None = None, home: Path | None = None
-) -> Path:
-    """The user's folder for application data, and in it ours."""
-    environment = os.environ if environment is None else environment
-    home = Path.home() if home is None else home
-    if platform == "win32":
-        base = Path(environment.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif platform == "darwin":
-        base = home / "Library" / "Application Support"
-    else:
-        base = Path(environment.get("XDG_DATA_HOME") or home / ".local" / "share")
-    return base / "DiffeoReg" / "models"
 
 
 def _is_device(name: str) -> bool:

@@ -16,8 +16,9 @@ Choices = Sequence[tuple[str, str]]
 
 
 def methods() -> Choices:
-    """The methods that register a pair; titles without what stands in brackets, to fit a narrow panel."""
-    return [(name, card.title.partition(" (")[0]) for name, card in CARDS.items() if not card.needs_group]
+    """The methods that register a pair, with weights there are; titles without brackets, to fit the panel."""
+    offered = {name: card for name, card in CARDS.items() if not (card.needs_group or card.own_weights)}
+    return [(name, card.title.partition(" (")[0]) for name, card in offered.items()]
 
 
 def presets() -> Choices:

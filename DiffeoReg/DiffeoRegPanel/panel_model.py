@@ -26,12 +26,12 @@ USED_BY: dict[str, Callable[[Card], bool]] = {
     "wantJacobian": lambda card: card.deformable,
     "storageCombo": lambda card: card.deformable,
     "storageSize": lambda card: card.deformable,
-    "largeCombo": lambda card: card.deformable,
+    "largeCombo": lambda card: card.deformable and not card.halfway,  # a network needs no search
     "windowSpin": lambda card: card.deformable,
     "guidanceWeightSpin": lambda card: card.deformable,
     "modelWeights": lambda card: bool(card.weights),
     "weightsState": lambda card: bool(card.weights),
-    "weightsButtons": lambda card: bool(card.weights),
+    "weightsButtons": lambda card: any(not weight.shipped for weight in card.weights),
 }
 
 
@@ -73,7 +73,7 @@ class ModelSection:
         self._ui.presetUse.setText(preset.use if preset else "")
         card = self.card
         self._ui.methodUse.setText(card.use if card else "")
-        self._ui.licenceText.setText(card.licence if card else "")
+        self._ui.licenceText.setText(licence_text(card) if card else "")
         if card is None:
             return
         show_only_used(self._ui, card)
@@ -95,6 +95,10 @@ class ModelSection:
         card = self.card
         if card is not None and card.needs_group:
             return _("'{title}' registers a group of volumes, not a pair: choose another method.").format(
+                title=card.title
+            )
+        if card is not None and card.own_weights:
+            return _("'{title}' is used from Python (settings={{'weights': file}}): choose another.").format(
                 title=card.title
             )
         if card is not None and card.needs_pathology_mask and parameters.pathology.node is None:
@@ -130,6 +134,16 @@ class ModelSection:
         """What the run will compute on, as far as it is known before the worker has been asked."""
         chosen = str(self._services.machine.device)
         return (self._kind if chosen == "auto" else chosen).partition(":")[0]
+
+
+def licence_text(card: Card) -> str:
+    """The licences of a method: its own, and for a trained one those of its weights and training data."""
+    if not card.weights:
+        return card.licence
+    names = ", ".join(dict.fromkeys(weight.licence for weight in card.weights))
+    return _("Weights: {names}. Trained on {data} ({licence}).").format(
+        names=names, data=card.training_data, licence=card.training_licence
+    )
 
 
 def show_only_used(ui: Any, card: Card) -> None:

@@ -13,11 +13,14 @@ from slicer.i18n import tr as _
 from DiffeoRegLib.catalog import Card
 from DiffeoRegLib.errors import Cancelled
 from DiffeoRegPanel.panel_run import POLL_MS, Status, process_events
+from DiffeoRegPanel.weights import Weights, licence_sentence
 
 BUTTONS = (
     "installButton", "testButton", "downloadWeightsButton", "browseWeightsButton", "importWeightsButton",
     "clearWeightsButton",
 )  # fmt: skip
+
+LICENCE_TEXTS = "https://spdx.org/licenses/{}.html"
 
 
 @dataclass
@@ -43,7 +46,6 @@ def default_services() -> Services:
     from DiffeoRegPanel.install import Setup
     from DiffeoRegPanel.machine import Machine
     from DiffeoRegPanel.script import script_for
-    from DiffeoRegPanel.weights import Weights
 
     machine = Machine()
     confirm = slicer.util.confirmOkCancelDisplay
@@ -90,9 +92,12 @@ class SetupSection:
         self._ui.installButton.setEnabled(not state.ok)
         self._ui.testButton.setEnabled(state.ok)
         self._ui.setupLog.setVisible(bool(self._ui.setupLog.plainText))
-        self._show_licences(card)
-        self.ok = state.ok and (weights is None or weights.ok)
-        self.problem = "" if self.ok else (self.weights_sentence if state.ok else state.sentence)
+        open_ones = self._show_licences(card)
+        self.problem = "" if state.ok else state.sentence
+        if state.ok and card is not None and weights is not None:
+            licence = licence_sentence(card, open_ones) if open_ones else ""
+            self.problem = licence or ("" if weights.ok else self.weights_sentence)
+        self.ok = not self.problem
 
     def show_open(self) -> None:
         """Closed when all is well, open when something is missing."""
@@ -172,11 +177,17 @@ class SetupSection:
             self._services.machine.accept_licence(licence)
         self._changed()
 
-    def _show_licences(self, card: Card | None) -> None:
+    def _show_licences(self, card: Card | None) -> tuple[str, ...]:
+        """The licences that are still to be accepted; they are shown with a box to tick."""
         open_ones = () if card is None else self._services.weights.licences_to_accept(card)
         self._ui.licenceCheck.setVisible(bool(open_ones))
         self._ui.licenceCheck.setChecked(False)
         self._ui.licenceCheck.setText(_("I accept: {names}").format(names=", ".join(open_ones)))
+        self._ui.licenceCheck.setToolTip(
+            _("Weights under this licence are only downloaded, imported or used after you have accepted it.")
+            + "".join(f"\n{LICENCE_TEXTS.format(name)}" for name in open_ones)
+        )
+        return open_ones
 
     def _tell(self, line: str) -> None:
         self._ui.setupLog.setVisible(True)

@@ -97,6 +97,9 @@ def command_lines(request: Request) -> list[str]:
         if name in NO_FLAG:
             left_out.append(name)
             continue
+        if name == "accepted_licences":
+            words += [word for licence in value for word in ("--accept-licence", licence)]
+            continue
         text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
         words += [f"--{FLAGS.get(name, name).replace('_', '-')}", text]
     if request.initial is not None:

@@ -8,17 +8,19 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
 import slicer
 
-from DiffeoRegLib.catalog import Card, WeightFile
-from DiffeoRegLib.errors import FileFormatError, InputError, OutputError
+from DiffeoRegLib.catalog import Card, WeightFile, card, check_weights_choice, weight_path
+from DiffeoRegLib.errors import FileFormatError, InputError, LicenceError, OutputError, WeightsError
+from DiffeoRegLib.settings import Settings
 from DiffeoRegPanel.machine import Machine
+from DiffeoRegPanel.request import Request
 
 OURS = "fetched_by_diffeoreg.json"
 """In the models folder: which files were put there by us, and so may be deleted by us."""
@@ -57,14 +59,17 @@ class Weights:
 
     def path_of(self, card: Card, weight: WeightFile) -> Path:
         """Where a file of weights lies, or would."""
-        return self.machine.models_folder / card.name / weight.file
+        return weight_path(card, weight, self.machine.models_folder)
 
     def state(self, card: Card) -> WeightState:
         """Present, missing or wrong; unchanged files are read for their check sum only once."""
         if not card.weights:
             return WeightState("not needed", "This method needs no weights.", {})
         files = {weight.file: self._kind(card, weight) for weight in card.weights}
-        folder = self.machine.models_folder / card.name
+        spoilt = [w.file for w in card.weights if w.shipped and files[w.file] != "present"]
+        if spoilt:
+            sentence = f"Weights that come with DiffeoReg are not whole ({', '.join(spoilt)}): reinstall it."
+            return WeightState(_worst(files), sentence, files)
         if "wrong checksum" in files.values():
             wrong = ", ".join(name for name, kind in files.items() if kind == "wrong checksum")
             sentence = (
@@ -76,11 +81,35 @@ class Weights:
             size = sum(w.size_bytes for w in card.weights if files[w.file] == "missing") / 1e6
             sentence = f"Weights are missing ({size:.3g} MB): press Download, or import a file you have."
             return WeightState("missing", sentence, files)
+        if all(weight.shipped for weight in card.weights):
+            return WeightState("present", "Weights come with DiffeoReg.", files)
+        folder = self.path_of(card, next(w for w in card.weights if not w.shipped)).parent
         return WeightState("present", f"Weights are in '{folder}'.", files)
 
     def licences_to_accept(self, card: Card) -> tuple[str, ...]:
         """Licences of the card that were not accepted on this computer yet."""
         return tuple(x for x in card.licences_to_accept if x not in self.machine.accepted_licences)
+
+    def settings_for(self, card: Card, settings: Settings) -> Settings:
+        """The settings with what the worker must know of this computer: fetched weights, accepted licences.
+
+        Raises LicenceError when a licence has to be accepted first, WeightsError when weights are missing or
+        wrong, SettingsError for weights given to a method that has no use for them.
+        """
+        check_weights_choice(card, settings.weights)
+        if not card.trained:
+            return settings
+        accepted = tuple(sorted({*settings.accepted_licences, *self.machine.accepted_licences}))
+        settings = settings.with_changes(accepted_licences=accepted)
+        if settings.weights is not None:
+            # A file of the user: the worker looks at it, from another folder than this process.
+            return settings.with_changes(weights=str(Path(settings.weights).expanduser().absolute()))
+        self._require_licences(card, accepted)
+        state = self.state(card)
+        if not state.ok:
+            raise WeightsError(state.sentence)
+        fetched = [self.path_of(card, weight) for weight in card.weights if not weight.shipped]
+        return settings.with_changes(weights=str(fetched[0])) if fetched else settings
 
     def download(self, card: Card, progress: Callable[[str], None] | None = None) -> None:
         """Fetch the card's files that are missing or wrong.
@@ -90,7 +119,7 @@ class Weights:
         """
         self._require_licences(card)
         for weight in card.weights:
-            if self._kind(card, weight) == "present":
+            if weight.shipped or self._kind(card, weight) == "present":
                 continue
             if progress is not None:
                 progress(f"Downloading {weight.file} ({weight.size_bytes / 1e6:.3g} MB)")
@@ -114,12 +143,13 @@ class Weights:
     def clear(self, card: Card) -> int:
         """Delete the card's files that were downloaded or imported by us; returns bytes freed.
 
-        Files the user put into the folder stay.  Raises OutputError when a file cannot be deleted.
+        Files that come with DiffeoReg and those the user put into the folder stay.  Raises OutputError when
+        a file cannot be deleted.
         """
         freed, ours = 0, self._ours()
         for weight in card.weights:
             path, entry = self.path_of(card, weight), f"{card.name}/{weight.file}"
-            if entry not in ours:
+            if weight.shipped or entry not in ours:
                 continue
             try:
                 freed += path.stat().st_size if path.exists() else 0
@@ -140,6 +170,10 @@ class Weights:
         source = Path(source)
         if not card.weights:
             raise InputError(f"'{card.title}' needs no weights.")
+        if all(weight.shipped for weight in card.weights):
+            raise InputError(
+                f"The weights of '{card.title}' come with DiffeoReg: nothing has to be imported."
+            )
         if not source.is_file():
             raise InputError(f"There is no file '{source}'.")
         taken = self._from_zip(card, source) if zipfile.is_zipfile(source) else self._from_file(card, source)
@@ -152,7 +186,7 @@ class Weights:
         return taken
 
     def _from_file(self, card: Card, source: Path) -> list[str]:
-        for weight in card.weights:
+        for weight in _fetched(card):
             if source.stat().st_size == weight.size_bytes and self._digest(source) == weight.sha256:
                 with self._part_of(card, weight) as part, source.open("rb") as stream:
                     _copy(stream, part, weight)
@@ -164,7 +198,7 @@ class Weights:
         try:
             with zipfile.ZipFile(source) as archive:
                 _refuse_unsafe(archive, source)
-                for weight in card.weights:
+                for weight in _fetched(card):
                     for member in _members_for(archive, weight):
                         with archive.open(member) as stream:
                             if _digest_of(stream, weight.size_bytes) != weight.sha256:
@@ -177,13 +211,11 @@ class Weights:
             raise FileFormatError(f"'{source.name}' is damaged or encrypted: {error}.") from error
         return taken
 
-    def _require_licences(self, card: Card) -> None:
-        open_ones = self.licences_to_accept(card)
+    def _require_licences(self, card: Card, accepted: Collection[str] = ()) -> None:
+        """accepted: for this run, beside those accepted on this computer."""
+        open_ones = [name for name in self.licences_to_accept(card) if name not in accepted]
         if open_ones:
-            raise InputError(
-                f"The weights of '{card.title}' are under {', '.join(open_ones)}: read and accept the "
-                "licence first."
-            )
+            raise LicenceError(licence_sentence(card, open_ones))
 
     def _kind(self, card: Card, weight: WeightFile) -> str:
         path = self.path_of(card, weight)
@@ -236,6 +268,33 @@ class Weights:
     def _write_ours(self, entries: frozenset[str]) -> None:
         path = self.machine.models_folder / OURS
         path.write_text(json.dumps(sorted(entries), indent=1) + "\n", encoding="utf-8")
+
+
+def with_weights(request: Request, machine: Callable[[], Machine]) -> Request:
+    """The request with the weights and the accepted licences of this computer, for a trained method.
+
+    machine: asked only then.  Raises UnknownNameError, and what `Weights.settings_for` raises.
+    """
+    method = card(request.settings.method)
+    if not (method.trained or request.settings.weights):
+        return request
+    return replace(request, settings=Weights(machine()).settings_for(method, request.settings))
+
+
+def licence_sentence(card: Card, licences: Iterable[str]) -> str:
+    """What is to be done before weights under these licences are used."""
+    return (
+        f"The weights of '{card.title}' are under {', '.join(licences)}: read this licence, and tick under "
+        "Setup that you accept it."
+    )
+
+
+def _fetched(card: Card) -> list[WeightFile]:
+    return [weight for weight in card.weights if not weight.shipped]
+
+
+def _worst(files: Mapping[str, str]) -> str:
+    return "wrong checksum" if "wrong checksum" in files.values() else "missing"
 
 
 def _digest_of(stream: IO[bytes], most: int) -> str:

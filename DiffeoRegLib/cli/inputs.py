@@ -8,6 +8,7 @@ from typing import Any
 
 from DiffeoRegLib import catalog
 from DiffeoRegLib.errors import InputError, SettingsError
+from DiffeoRegLib.networks.weights import check_weights
 from DiffeoRegLib.settings import INITS, Settings
 from DiffeoRegLib.space.grid import Grid, Matrix
 from DiffeoRegLib.volumes.files import read_points, read_volume
@@ -17,7 +18,7 @@ from DiffeoRegLib.volumes.volume import Volume
 SAME_NAME = (
     "method", "preset", "effort", "similarity", "steps", "iterations", "dense_iterations", "regularity",
     "working_spacing_mm", "padding_mm",
-    "taper_mm", "interpolation", "device", "threads", "memory_limit_gb", "seed",
+    "taper_mm", "interpolation", "device", "threads", "memory_limit_gb", "seed", "weights",
 )  # fmt: skip
 
 
@@ -26,7 +27,7 @@ def settings_from(arguments: argparse.Namespace) -> tuple[Settings, str | None]:
 
     Raises SettingsError, UnknownNameError or InputError, before anything is read.
     """
-    catalog.card(arguments.method)
+    card = catalog.card(arguments.method)
     init, initial_file = arguments.init, None
     if init not in INITS:
         if not Path(init).is_file():
@@ -34,7 +35,10 @@ def settings_from(arguments: argparse.Namespace) -> tuple[Settings, str | None]:
             raise InputError(f"There is no initial alignment and no transform file '{init}'. Known: {known}.")
         init, initial_file = "auto", init
     values: dict[str, Any] = {name: getattr(arguments, name) for name in SAME_NAME}
-    return Settings(init=init, levels_mm=arguments.levels, **values), initial_file
+    accepted = tuple(arguments.accept_licence)
+    settings = Settings(init=init, levels_mm=arguments.levels, accepted_licences=accepted, **values)
+    check_weights(card, settings)
+    return settings, initial_file
 
 
 def check_flags(arguments: argparse.Namespace) -> None:

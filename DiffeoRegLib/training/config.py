@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,13 +9,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from DiffeoRegLib.errors import SettingsError, UnknownNameError
-from DiffeoRegLib.training.reading import build, read_yaml
+from DiffeoRegLib.networks.build import NetworkConfig
+from DiffeoRegLib.plain import as_plain, build
+from DiffeoRegLib.training.reading import read_yaml
 
-SIMILARITY_LOSSES = ("lncc", "lncc-squared", "mk-lncc", "mse", "nmi", "mind")
+SIMILARITY_LOSSES = ("lncc", "lncc-squared", "lncc-published", "mk-lncc", "mse", "nmi", "mind")
 PENALTIES = ("diffusion", "gradient", "bending")
-LOSSES = (*SIMILARITY_LOSSES, *PENALTIES, "dice")
+MAP_TERMS = ("kl",)
+LOSSES = (*SIMILARITY_LOSSES, *PENALTIES, *MAP_TERMS, "dice")
 HIGHER_IS_BETTER = {"dice": True, "tre_mm": False, "loss": False, "folded_percent": False,
                     "sd_log_jacobian": False}  # fmt: skip
+SYNTHETIC = "synthetic"
+"""The data source that is no file."""
 HARMLESS = ("validate_every", "checkpoint_every", "log_every", "keep", "nan_limit", "on_bad_data")
 """Settings a resumed run may change: they do not change the weights of any step."""
 
@@ -46,15 +50,6 @@ class DataConfig:
             len(self.spacing_mm) in (2, 3) and all(0 < s < math.inf for s in self.spacing_mm)
         ):
             raise SettingsError(f"data.spacing_mm must be 2 or 3 lengths above 0, not {self.spacing_mm}.")
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    """Which network: its name, its sizes (they belong to the weights) and its options (they do not)."""
-
-    name: str
-    sizes: Mapping[str, Any] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,6 +102,14 @@ class OptimiserConfig:
 
 
 @dataclass(frozen=True)
+class StartConfig:
+    """Weights that a run starts from, in place of random ones; sha256: of that file, filled in by the run."""
+
+    file: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """One training run.
 
@@ -117,6 +120,7 @@ class TrainingConfig:
     best: the validation metric that chooses the best weights.
     nan_limit: the run stops when so many steps had to be skipped.
     on_bad_data: `stop` at a pair that cannot be read, or `skip` it; either way it is named.
+    start_from: weights of the same network; its options may differ.
     Raises SettingsError for values that make no sense.
     """
 
@@ -138,6 +142,7 @@ class TrainingConfig:
     best: str = "dice"
     nan_limit: int = 10
     on_bad_data: Literal["stop", "skip"] = "stop"
+    start_from: StartConfig | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulation", "validate_every", "checkpoint_every", "log_every",
@@ -148,7 +153,8 @@ class TrainingConfig:
         if self.best not in HIGHER_IS_BETTER:
             raise UnknownNameError("metric", self.best, HIGHER_IS_BETTER)
         names = [loss.name for loss in self.losses]
-        if not any(loss.weight > 0 and loss.name not in PENALTIES for loss in self.losses):
+        blind = (*PENALTIES, *MAP_TERMS)
+        if not any(loss.weight > 0 and loss.name not in blind for loss in self.losses):
             raise SettingsError("The losses need one of weight above 0 that compares images or labels.")
         if len(set(names)) < len(names):
             raise SettingsError(f"Each loss is named once, not {', '.join(names)}.")
@@ -164,17 +170,11 @@ def config_from(content: Mapping[str, Any]) -> TrainingConfig:
     return build(TrainingConfig, content)
 
 
-def as_plain(config: Any) -> dict[str, Any]:
-    """The settings as values JSON and YAML can hold."""
-    plain = _plain(dataclasses.asdict(config))
-    assert isinstance(plain, dict)
-    return plain
-
-
 def check_resumable(stored: TrainingConfig, wanted: TrainingConfig) -> None:
     """Raises SettingsError unless a run of the stored settings continues exactly under the wanted ones.
 
-    Other intervals and more steps are fine; a cosine schedule fixes the number of steps.
+    Other intervals and more steps are fine; a cosine schedule fixes the number of steps.  Weights to start
+    from are known by their content, wherever they lie.
     """
     before, now = as_plain(stored), as_plain(wanted)
     free = HARMLESS if stored.optimiser.schedule == "cosine" else (*HARMLESS, "steps")
@@ -182,18 +182,13 @@ def check_resumable(stored: TrainingConfig, wanted: TrainingConfig) -> None:
         for name in free:
             del content[name]
         del content["data"]["workers"]
+        content["start_from"] = (content["start_from"] or {}).get("sha256")
     changed = [name for name in before if before[name] != now[name]]
     if changed:
         raise SettingsError(
             f"This run was started with other settings ({', '.join(changed)}); "
             "resume it with its own, or train into another folder."
         )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _whole(name: str, value: object, least: int) -> None:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from DiffeoRegLib.errors import InputError, SettingsError
+from DiffeoRegLib.plain import build
 from DiffeoRegLib.training.augment import Augmentation, AugmentedPairs
 from DiffeoRegLib.training.batches import Pairs
-from DiffeoRegLib.training.config import DataConfig
+from DiffeoRegLib.training.config import SYNTHETIC, DataConfig
 from DiffeoRegLib.training.contrasts import ContrastOptions
 from DiffeoRegLib.training.pairs import PairDataset
-from DiffeoRegLib.training.reading import build
 from DiffeoRegLib.training.shapes import ShapeOptions
 from DiffeoRegLib.training.sources import collection_from
 from DiffeoRegLib.training.splits import divide
@@ -20,7 +20,6 @@ from DiffeoRegLib.training.store import Preparation, Store
 from DiffeoRegLib.training.subjects import Collection
 from DiffeoRegLib.training.synthesis import Synthesis, SyntheticPairs
 
-SYNTHETIC = "synthetic"
 VALIDATION_SEED = 1_000_003
 """Added to the seed of synthetic training pairs, so that validation shows others."""
 
@@ -75,6 +74,23 @@ class TrainingData:
     notes: tuple[str, ...] = ()
 
 
+def data_options(config: DataConfig) -> ImageOptions | SyntheticOptions:
+    """The checked options of a data section, before anything is read or computed; raises SettingsError."""
+    if config.source == SYNTHETIC:
+        synthetic = build(SyntheticOptions, config.options, "data.options")
+        Synthesis(synthetic.shape, synthetic.shapes, synthetic.contrasts)
+        if config.validation not in (None, SYNTHETIC):
+            raise SettingsError(
+                "A network trained on synthetic pairs is validated on synthetic pairs, or not at all."
+            )
+        return synthetic
+    if config.validation == SYNTHETIC:
+        raise SettingsError("Validation on synthetic pairs goes with training on them: set data.source, too.")
+    options = build(ImageOptions, config.options, "data.options")
+    _preparation(config, options, Path())
+    return options
+
+
 def training_data(config: DataConfig, *, seed: int = 0, base: Path | None = None) -> TrainingData:
     """The pairs a configuration asks for; file names in it are relative to `base`.
 
@@ -83,11 +99,9 @@ def training_data(config: DataConfig, *, seed: int = 0, base: Path | None = None
     Raises SettingsError for options that make no sense, InputError for data that cannot be used.
     """
     base = base or Path()
-    if config.source == SYNTHETIC:
-        return _synthetic(config, seed)
-    if config.validation == SYNTHETIC:
-        raise SettingsError("Validation on synthetic pairs goes with training on them: set data.source, too.")
-    options = build(ImageOptions, config.options, "data.options")
+    options = data_options(config)
+    if isinstance(options, SyntheticOptions):
+        return _synthetic(config, options, seed)
     collection = _collections(config, options, seed, base)
     store = _store(config, options, collection, base)
     training: Pairs = PairDataset(
@@ -107,12 +121,7 @@ def training_data(config: DataConfig, *, seed: int = 0, base: Path | None = None
     return TrainingData(training, validation, collection.notes)
 
 
-def _synthetic(config: DataConfig, seed: int) -> TrainingData:
-    options = build(SyntheticOptions, config.options, "data.options")
-    if config.validation not in (None, SYNTHETIC):
-        raise SettingsError(
-            "A network trained on synthetic pairs is validated on synthetic pairs, or not at all."
-        )
+def _synthetic(config: DataConfig, options: SyntheticOptions, seed: int) -> TrainingData:
     what = Synthesis(options.shape, options.shapes, options.contrasts)
     training = SyntheticPairs(what, pairs_per_epoch=options.pairs_per_epoch, seed=seed)
     if config.validation is None:
@@ -151,12 +160,17 @@ def _read(source: Path, options: ImageOptions) -> Collection:
 
 
 def _store(config: DataConfig, options: ImageOptions, collection: Collection, base: Path) -> Store:
-    preparation = Preparation(
+    reference = collection.subjects[0].image if options.reference is None else base / options.reference
+    preparation = _preparation(config, options, reference)
+    cache = None if options.cache is None else base / options.cache
+    return Store(preparation, cache, in_memory=options.in_memory)
+
+
+def _preparation(config: DataConfig, options: ImageOptions, reference: Path) -> Preparation:
+    return Preparation(
         shape=options.shape,
         spacing_mm=config.spacing_mm or (1.0,) * len(options.shape),
-        reference=collection.subjects[0].image if options.reference is None else base / options.reference,
+        reference=reference,
         alignment=options.alignment,
         window=options.window,
     )
-    cache = None if options.cache is None else base / options.cache
-    return Store(preparation, cache, in_memory=options.in_memory)

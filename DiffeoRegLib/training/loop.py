@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from DiffeoRegLib.errors import Cancelled, InputError, NoOverlapError
 from DiffeoRegLib.methods.base import Progress, Report
+from DiffeoRegLib.networks.weights import load_weights
 from DiffeoRegLib.training.batches import Drawn, Pairs, Stream, collate, derived_seed, seed_all
-from DiffeoRegLib.training.checkpoint import load_optimiser, load_weights
+from DiffeoRegLib.training.checkpoint import load_optimiser
 from DiffeoRegLib.training.config import TrainingConfig
 from DiffeoRegLib.training.objective import Batch, Objective
 from DiffeoRegLib.training.processes import Processes, sum_gradients
@@ -47,6 +48,7 @@ class Trainer:
     network: called with (moving, fixed), returns Maps (objective.py); on the processes' device.
     training, validation: pairs; without validation the last weights are all there is.
     report: gets Progress after every logged step; may raise Cancelled, the run can then be resumed.
+    stop_wanted: asked in every step; True ends the run after it, in all processes, as at the time limit.
     """
 
     config: TrainingConfig
@@ -56,6 +58,7 @@ class Trainer:
     folder: Path
     processes: Processes = field(default_factory=Processes)
     report: Report = lambda progress: None
+    stop_wanted: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
         config, team = self.config, self.processes
@@ -105,24 +108,29 @@ class Trainer:
         self.processes.share(self.network)
         self.files.begin(self.counters.step)
         if not resume:
+            self._save()  # a run can be resumed from its first second, and a full disk shows now
+        if self.counters.validated < self.counters.step and self._due(self.config.validate_every):
             self._validate()
+
+    def _due(self, interval: int) -> bool:
+        """True where something done every so many steps, and at the last, is done now."""
+        return self.counters.step % interval == 0 or self.counters.step == self.config.steps
 
     def _run(self, batches: Iterator[list[Drawn]], deadline: float) -> bool:
         """Steps until the last one (True) or the deadline (False)."""
         config, counters = self.config, self.counters
         while counters.step < config.steps:
-            figures = self._step(batches, time.monotonic() >= deadline)
+            figures = self._step(batches, self.stop_wanted() or time.monotonic() >= deadline)
             counters.step += 1
             counters.seconds += time.monotonic() - self.started
             self.started = time.monotonic()
-            last = counters.step == config.steps
-            if last or counters.step % config.log_every == 0:
+            if self._due(config.log_every):
                 self._log()
-            if last or counters.step % config.validate_every == 0:
+            if self._due(config.validate_every):
                 self._validate()
             if counters.step % config.checkpoint_every == 0:
                 self._save()
-            if figures[STOP] > 0 and not last:
+            if figures[STOP] > 0 and counters.step < config.steps:
                 return False
         return True
 
@@ -224,14 +232,16 @@ class Trainer:
         if self.validation is None:
             return
         found = validate(
-            self.network, self.validation, self.objective, processes=self.processes, seed=self.config.seed
-        )
+            self.network, self.validation, self.objective,
+            processes=self.processes, seed=self.config.seed, stop_wanted=self.stop_wanted,
+        )  # fmt: skip
         value = require_metric(self.config.best, found)
         counters = self.counters
         better = is_better(self.config.best, value, counters.best)
         if better:
             counters.best, counters.best_step = value, counters.step
         self.files.validated(counters.step, found, self.network, best=better)
+        counters.validated = counters.step
         if self.processes.leads:
             text = ", ".join(f"{name} {number:.4g}" for name, number in found.items())
             self.report(Progress("validation", counters.step / self.config.steps, text))

@@ -3,7 +3,8 @@
 A network is anything called with (moving, fixed) that returns maps: u12 reads the moving image on the fixed
 one's grid, u21 the other way round.  The symmetric loss is
     L = 1/2 [S(I1 o f12, I2) + S(I2 o f21, I1)] + lambda/2 [G(f12) + G(f21)]
-with S any similarity or label term, G any penalty, of the part of the map without the affine.
+with S any similarity or label term, G any penalty, of the part of the map without the affine.  Terms of
+the maps as a whole, such as a divergence from a prior, are added once.
 Source: Honkamaa and Marttinen, SITReg, MELBA 2024, section 3.8.
 """
 
@@ -13,7 +14,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,15 +23,18 @@ from DiffeoRegLib.errors import InputError, NoOverlapError, SettingsError, Unkno
 from DiffeoRegLib.losses.information import nmi
 from DiffeoRegLib.losses.mind import mind_loss
 from DiffeoRegLib.losses.overlap import labels_in, warped_label_dice
+from DiffeoRegLib.losses.published import published_lncc
 from DiffeoRegLib.losses.regularity import bending, diffusion
 from DiffeoRegLib.losses.similarity import lncc, mk_lncc, mse
+from DiffeoRegLib.losses.velocity_prior import graph_laplacian_kl
 from DiffeoRegLib.space.sample import identity_vox, warp
-from DiffeoRegLib.training.config import PENALTIES, SIMILARITY_LOSSES, LossConfig
+from DiffeoRegLib.training.config import MAP_TERMS, PENALTIES, SIMILARITY_LOSSES, LossConfig
 
 Direction = Literal["12", "21"]
 SIMILARITIES: dict[str, Callable[..., Tensor]] = {
     "lncc": lncc,
     "lncc-squared": partial(lncc, squared=True),
+    "lncc-published": published_lncc,
     "mk-lncc": mk_lncc,
     "mse": mse,
     "nmi": nmi,
@@ -61,6 +65,21 @@ class PartlyPenalised(Protocol):
 
     def deformable(self, way: Direction) -> Tensor:
         """(N, d, *grid)."""
+        ...
+
+
+@runtime_checkable
+class Probabilistic(Protocol):
+    """Maps made from one draw of a Gaussian over velocities."""
+
+    @property
+    def mean(self) -> Tensor:
+        """(N, C, *grid)."""
+        ...
+
+    @property
+    def log_variance(self) -> Tensor:
+        """(N, C, *grid)."""
         ...
 
 
@@ -131,7 +150,8 @@ class Objective:
     def __call__(self, maps: Maps, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, a scalar, and its terms before weighting, detached; both means over the batch.
 
-        Raises NoOverlapError where a map leads nowhere into the image, InputError for missing labels.
+        Raises NoOverlapError where a map leads nowhere into the image, InputError for missing labels,
+        SettingsError for a term these maps do not have.
         """
         views = [_view(maps, batch, "12")]
         if self.symmetric:
@@ -139,7 +159,10 @@ class Objective:
         total = batch.fixed.new_zeros((), dtype=torch.float32)
         terms: dict[str, Tensor] = {}
         for loss in self.losses:
-            value = torch.stack([self._term(loss, view) for view in views]).mean()
+            if loss.name in MAP_TERMS:
+                value = MAP_LOSSES[loss.name](maps, **loss.options)
+            else:
+                value = torch.stack([self._term(loss, view) for view in views]).mean()
             terms[loss.name] = value.detach()
             total = total + loss.weight * value
         return total, terms
@@ -188,6 +211,24 @@ def penalty(name: str, u_vox: Tensor, spacing: Sequence[float] | None = None) ->
     if name == "bending":
         return bending(u_vox, spacing or voxels)
     raise UnknownNameError("penalty", name, PENALTIES)
+
+
+def velocity_kl(maps: object, **options: Any) -> Tensor:
+    """`graph_laplacian_kl` of the Gaussian the maps were drawn from, a scalar.
+
+    Raises SettingsError for maps that were not drawn from any.
+    """
+    if not isinstance(maps, Probabilistic):
+        raise SettingsError(
+            "The loss kl needs a network that predicts a Gaussian over velocities, such as voxelmorph-diff."
+        )
+    return graph_laplacian_kl(maps.mean, maps.log_variance, **options)
+
+
+MAP_LOSSES: dict[str, Callable[..., Tensor]] = {"kl": velocity_kl}
+"""Terms of the maps as a whole, called once with the maps and the options of the term."""
+MAP_OPTIONS: dict[str, Callable[..., Tensor]] = {"kl": graph_laplacian_kl}
+"""Whose keyword arguments are the options of these terms."""
 
 
 def label_loss(moving: Tensor | None, fixed: Tensor | None, u_vox: Tensor) -> Tensor:
@@ -243,6 +284,9 @@ def _check_options(loss: LossConfig) -> None:
     if loss.name in SIMILARITY_LOSSES:
         own = inspect.signature(SIMILARITIES[loss.name]).parameters
         known = [name for name in own if name not in ("fixed", "warped", "mask")]
+    elif loss.name in MAP_TERMS:
+        own = inspect.signature(MAP_OPTIONS[loss.name]).parameters
+        known = [name for name, parameter in own.items() if parameter.kind is parameter.KEYWORD_ONLY]
     if loss.options and not known:
         raise SettingsError(f"The loss {loss.name} has no options, but {', '.join(loss.options)} is set.")
     for name in loss.options:

@@ -12,20 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from DiffeoRegLib.errors import FileFormatError, InputError, OutputExistsError, SettingsError
-from DiffeoRegLib.training.checkpoint import (
-    Stored,
-    check_network,
-    load_weights,
-    optimiser_tensors,
-    read_checkpoint,
-    replace_file,
-    write_checkpoint,
-)
-from DiffeoRegLib.training.config import NetworkConfig, TrainingConfig, as_plain, check_resumable, config_from
+from DiffeoRegLib.networks.weights import Stored, read_checkpoint
+from DiffeoRegLib.plain import as_plain
+from DiffeoRegLib.training.checkpoint import optimiser_tensors, replace_file, write_checkpoint
+from DiffeoRegLib.training.config import TrainingConfig, check_resumable, config_from
 from DiffeoRegLib.training.curve import TRAINING, VALIDATION, Scalars, Table, draw_curve
-from DiffeoRegLib.training.models import build_network
 from DiffeoRegLib.training.processes import Processes
-from DiffeoRegLib.training.reading import build
 from DiffeoRegLib.training.validation import METRICS
 
 STATE, LAST, BEST, CONFIG = "state.safetensors", "last.safetensors", "best.safetensors", "config.json"
@@ -33,13 +25,17 @@ STATE, LAST, BEST, CONFIG = "state.safetensors", "last.safetensors", "best.safet
 
 @dataclass
 class Counters:
-    """What a run remembers beside weights and optimiser: steps, time, failures, best value, means to log."""
+    """What a run remembers beside weights and optimiser: steps, time, failures, best value, means to log.
+
+    validated: the last step that was validated, -1 before the first.
+    """
 
     step: int = 0
     seconds: float = 0.0
     skipped: int = 0
     best: float | None = None
     best_step: int | None = None
+    validated: int = -1
     sums: dict[str, float] = field(default_factory=dict)
     summed: int = 0
 
@@ -79,13 +75,18 @@ class RunFolder:
                 f"'{self.folder}' already holds a training run; resume it, or choose another folder."
             )
 
-    def read_state(self) -> Stored:
-        """The state to go on from; raises SettingsError unless it is of the same run."""
+    def stored_state(self) -> Stored:
+        """The state in the folder; raises InputError where there is none."""
         if not self.state.exists():
             raise InputError(f"There is no training run to resume in '{self.folder}'.")
         stored = read_checkpoint(self.state)
         if stored.description.get("kind") != "state":
             raise FileFormatError(f"'{self.state}' holds weights only; a run cannot be resumed from it.")
+        return stored
+
+    def read_state(self) -> Stored:
+        """The state to go on from; raises SettingsError unless it is of the same run."""
+        stored = self.stored_state()
         check_resumable(config_from(stored.description["config"]), self.config)
         for what, before, now in (
             ("processes", stored.description["processes"], self.processes.count),
@@ -164,29 +165,6 @@ class RunFolder:
     def _description(self, kind: str, step: int) -> dict[str, Any]:
         plain = as_plain(self.config)
         return {"kind": kind, "step": step, "config": plain, "network": plain["network"]}
-
-
-def read_network(
-    path: Path,
-    *,
-    sha256: str | None = None,
-    precision: str = "fp32",
-    wanted: NetworkConfig | None = None,
-) -> tuple[nn.Module, dict[str, Any]]:
-    """The network in a file of weights, in evaluation mode, and the file's description.
-
-    sha256: of the file, as a catalogue states it.  wanted: the network it has to be.
-    Raises FileFormatError for a damaged or altered file or one of another network, SettingsError for a
-    network this version cannot build.
-    """
-    stored = read_checkpoint(path, sha256=sha256)
-    if stored.description.get("kind") != "weights":
-        raise FileFormatError(f"'{path}' holds the state of a training run; use its best or last weights.")
-    if wanted is not None:
-        check_network(stored, as_plain(wanted), str(path))
-    network = build_network(build(NetworkConfig, stored.description["network"], "network"), precision)
-    load_weights(network, stored.tensors, str(path))
-    return network.eval(), stored.description
 
 
 def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from DiffeoRegLib.errors import InputError, SettingsError
+from DiffeoRegLib.errors import Cancelled, InputError, SettingsError
 from DiffeoRegLib.metrics import deformation_summary, mean_dice, tre_mm
 from DiffeoRegLib.space.sample import array_from_tensor, sample, tensor_from_array, warp
 from DiffeoRegLib.training.batches import Pairs, SeededPairs, collate
@@ -45,12 +45,14 @@ def validate(
     *,
     processes: Processes | None = None,
     seed: int = 0,
+    stop_wanted: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """Means over all pairs of loss, folds, spread of the log-Jacobian, Dice and landmark error (mm).
 
     Dice: labels read by nearest neighbour, pairs that have labels.  tre_mm: pairs that have landmarks.
     A metric no pair can tell is left out.  Every process measures its share of the pairs.
-    Raises InputError for a pair that cannot be read.
+    Raises InputError for a pair that cannot be read, Cancelled where `stop_wanted` says so between pairs (in
+    a process alone: of several, the others would wait for it for ever).
     """
     processes = processes or Processes()
     drawn = SeededPairs(pairs, seed, 0)
@@ -59,6 +61,8 @@ def validate(
     network.eval()
     try:
         for index in range(processes.rank, len(drawn), processes.count):
+            if processes.count == 1 and stop_wanted():
+                raise Cancelled("Stopped while validating.")
             found = drawn[index]
             if found.item is None:
                 raise InputError(f"Validation stopped. {found.problem}")

@@ -21,7 +21,7 @@ from DiffeoRegLib.volumes.placed import placed
 from DiffeoRegLib.volumes.volume import Volume
 from DiffeoRegLib.worker.cubic import CubicField
 
-LISTS = ("levels_mm", "iterations")
+LISTS = ("levels_mm", "iterations", "accepted_licences")
 
 
 def volume_of(image: Image, what: str, *, labels: bool = False) -> Volume:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +35,13 @@ MORE_CARDS = {
     "regional": card_with("regional", needs_region_labels=True),
     "direct": card_with("direct", time_steps=False, refinable=False, weights=(WEIGHT,)),
     "group": card_with("group", needs_group=True),
+    "shipped": card_with(
+        "shipped",
+        weights=(replace(WEIGHT, url=None),),
+        halfway=True,
+        training_data="ten spheres",
+        training_licence="CC0-1.0",
+    ),
 }
 
 

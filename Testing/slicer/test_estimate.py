@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from DiffeoRegLib.catalog import CARDS
+from DiffeoRegLib.catalog import CARDS, Card, Measured
 from DiffeoRegLib.settings import EFFORTS, PRESETS, Settings
+from DiffeoRegPanel import estimate as room
 from DiffeoRegPanel.estimate import Estimate, estimate
 
 SPACING = (1.0, 1.0, 1.0)
@@ -49,6 +52,52 @@ def test_measured_runs_are_within_a_factor_of_two(
     assert found.seconds is not None
     assert seconds / 2 < found.seconds < seconds * 2
     assert megabytes / 2 < found.memory_mb < megabytes * 2
+
+
+NETWORK = {"spacing_mm": (2.0,) * 3, "halfway": True}
+NEEDED = Measured(seconds=8.0, memory_mb=2400.0, voxels=1_000_000, cores=4, machine="a test")
+
+
+def network_guess(effort: str = "fast", *, side: int = 200, measured: Measured | None = NEEDED,
+                  **changes: Any) -> Estimate:  # fmt: skip
+    card = Card("net", "Net", "Use.", "Paper.", measured=measured, **NETWORK)
+    settings = Settings(method="net", effort=effort, init="identity", **changes)
+    return estimate(card, settings, (side,) * 3, SPACING, (side,) * 3, cores=1)
+
+
+def test_a_network_takes_what_was_measured_by_its_voxels() -> None:
+    """200^3 voxels of 1 mm are 100^3 of the network: as many as were measured; one core is half as fast."""
+    whole, none = network_guess(), network_guess(measured=replace(NEEDED, seconds=1e-9))
+    assert whole.cpu_seconds - none.cpu_seconds == pytest.approx(16.0)
+    assert whole.memory_mb == pytest.approx(2400 + 4 * 16)  # and 4 MB for each million voxels of the images
+    eighth = network_guess(side=100)
+    without = network_guess(side=100, measured=replace(NEEDED, seconds=1e-9))
+    assert eighth.cpu_seconds - without.cpu_seconds == pytest.approx(2.0)
+
+
+def test_a_network_is_refined_according_to_the_effort() -> None:
+    seconds = [network_guess(effort).cpu_seconds for effort in EFFORTS]
+    assert seconds == sorted(seconds)
+    assert seconds[1] > seconds[0] + 5
+    assert network_guess("balanced", iterations=(0,)).cpu_seconds == pytest.approx(seconds[0])
+    assert network_guess("fast", iterations=(25, 25)).cpu_seconds == pytest.approx(seconds[1])
+
+
+def test_a_network_that_was_not_measured_here_is_not_counted() -> None:
+    for measured in (None, replace(NEEDED, cores=0)):
+        found = network_guess(measured=measured)
+        assert "without the network, which was not measured" in found.sentence
+        assert found.cpu_seconds < network_guess().cpu_seconds
+    assert "not measured" not in network_guess().sentence
+    own = estimate(CARDS["sitreg"], Settings(method="sitreg"), (96,) * 3, SPACING, (96,) * 3)
+    assert "without the network" in own.sentence
+
+
+def test_the_iterations_assumed_are_the_method_s() -> None:
+    from DiffeoRegLib.methods import sitreg
+
+    assert room.NETWORK_ITERATIONS == sitreg.ITERATIONS
+    assert room.NETWORK_DENSE_ITERATIONS == sitreg.DENSE_ITERATIONS
 
 
 def test_the_memory_of_256_cubed_is_the_measured_one() -> None:

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from DiffeoRegLib.catalog import default_models_folder
 from DiffeoRegLib.errors import DiffeoRegError, SettingsError, UnknownNameError
 from DiffeoRegPanel import machine as room
-from DiffeoRegPanel.machine import Machine, default_models_folder, worker_python
+from DiffeoRegPanel.machine import Machine, worker_python
 
 
 class Store:

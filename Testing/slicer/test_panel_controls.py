@@ -27,6 +27,7 @@ SHOWN = {
     "pathological": FLOW | {"pathologyGroup"},
     "regional": FLOW | {"regionsGroup"},
     "direct": DEFORMABLE | {"modelWeights", "weightsButtons"},
+    "shipped": (FLOW | {"modelWeights"}) - {"largeCombo"},
 }
 
 
@@ -71,6 +72,14 @@ def test_hidden_controls_stay_hidden_when_their_section_is_opened(panel: Any) ->
 def test_methods_for_groups_are_not_offered(panel: Any) -> None:
     assert panel.ui.methodCombo.findData("group") == -1
     assert panel.ui.methodCombo.findData("svf") >= 0
+
+
+def test_methods_that_need_weights_of_the_user_are_not_offered(panel: Any) -> None:
+    assert panel.ui.methodCombo.findData("sitreg") == -1
+    cases.choose_pair(panel)
+    panel.parameters.model.method = "sitreg"  # as a scene may say
+    assert "used from Python" in panel.ui.statusLabel.text
+    assert not panel.ui.applyButton.enabled
 
 
 def test_controls_change_the_parameters(panel: Any) -> None:

@@ -322,17 +322,31 @@ def test_weights_are_fetched_after_the_licence_is_accepted(panel: Any) -> None:
     cases.choose_pair(panel)
     panel.parameters.model.method = "direct"
     ui = panel.ui
-    assert ui.statusLabel.text == "Weights are missing."
+    assert "are under CC-BY-NC-4.0" in ui.statusLabel.text
+    assert "spdx.org/licenses/CC-BY-NC-4.0.html" in ui.licenceCheck.toolTip
     assert not ui.licenceCheck.isHidden()
     assert ui.licenceCheck.text == "I accept: CC-BY-NC-4.0"
     ui.licenceCheck.click()
     assert panel.services.machine.accepted == {"CC-BY-NC-4.0"}
     assert ui.licenceCheck.isHidden()
+    assert ui.statusLabel.text == "Weights are missing."
     ui.downloadWeightsButton.click()
     assert panel.services.weights.done == ["download direct"]
     assert ui.applyButton.enabled
     ui.clearWeightsButton.click()
     assert not ui.applyButton.enabled
+
+
+def test_shipped_weights_are_applied_once_their_licence_is_accepted(panel: Any) -> None:
+    cases.choose_pair(panel)
+    panel.parameters.model.method = "shipped"
+    ui = panel.ui
+    assert not ui.applyButton.enabled
+    assert "tick under Setup" in ui.statusLabel.text
+    assert "Trained on ten spheres (CC0-1.0)" in ui.licenceText.text
+    ui.licenceCheck.click()
+    assert ui.applyButton.enabled
+    assert ui.licenceCheck.isHidden()
 
 
 def test_choices_of_this_computer_stay_out_of_the_scene(panel: Any) -> None:

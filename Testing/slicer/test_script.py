@@ -228,13 +228,16 @@ def test_every_setting_has_its_flag_or_is_named_as_left_out(scene: Any) -> None:
         "regularity": 2.0,
         "guidance_weight": 2.0, "padding_mm": 5.0, "taper_mm": 6.0, "interpolation": "cubic", "device": "cpu",
         "threads": 2, "memory_limit_gb": 4.0, "seed": 5, "extras": {"a": 1},
+        "weights": "mine.safetensors", "accepted_licences": ("CC-BY-NC-4.0", "MIT"),
     }  # fmt: skip
     assert set(changed) == {field.name for field in dataclasses.fields(Settings)}
     text = script_for(Request(volume("a"), volume("b"), Settings(**changed)))
-    build_parser().parse_args(command_of(text)[1:])
+    found = build_parser().parse_args(command_of(text)[1:])
+    assert (found.weights, found.accept_licence) == ("mine.safetensors", ["CC-BY-NC-4.0", "MIT"])
     left_out = text.rpartition("# Not on the command line: ")[2]
     for name in changed:
-        flag = f"--{name.replace('_mm', '') if name == 'levels_mm' else name}".replace("_", "-")
+        flag = {"levels_mm": "--levels", "accepted_licences": "--accept-licence"}.get(name, f"--{name}")
+        flag = flag.replace("_", "-")
         assert (flag in command_of(text)) != (name in left_out)
 
 

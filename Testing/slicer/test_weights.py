@@ -11,10 +11,20 @@ from typing import Any
 import pytest
 
 from DiffeoRegLib.catalog import CARDS, Card, WeightFile
-from DiffeoRegLib.errors import FileFormatError, InputError, OutputError
+from DiffeoRegLib.errors import (
+    FileFormatError,
+    InputError,
+    LicenceError,
+    OutputError,
+    SettingsError,
+    UnknownNameError,
+    WeightsError,
+)
+from DiffeoRegLib.settings import Settings
 from DiffeoRegPanel import weights as room
 from DiffeoRegPanel.machine import Machine
-from DiffeoRegPanel.weights import Weights
+from DiffeoRegPanel.request import Request
+from DiffeoRegPanel.weights import Weights, with_weights
 
 CONTENT = {"encoder.safetensors": b"first " * 300, "decoder.safetensors": b"second " * 200}
 
@@ -58,11 +68,106 @@ def files_below(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_todays_methods_need_no_weights(machine: Machine) -> None:
+def test_todays_methods_need_no_download(machine: Machine) -> None:
     for known in CARDS.values():
         state = Weights(machine).state(known)
-        assert (state.ok, state.kind) == (True, "not needed")
+        assert (state.ok, state.kind) == (True, "present" if known.weights else "not needed")
     assert not machine.models_folder.exists()  # looking makes no folder
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Card:
+    """A card whose weights come with DiffeoReg, under a licence that has to be accepted."""
+    monkeypatch.setattr("DiffeoRegLib.catalog.SHIPPED_WEIGHTS", tmp_path / "with it")
+    (tmp_path / "with it").mkdir()
+    name = "encoder.safetensors"
+    (tmp_path / "with it" / name).write_bytes(CONTENT[name])
+    bound = weight(name, url=None, licence="CC-BY-NC-4.0", permissive=False)
+    return Card("shipped", "Shipped", "test", "nobody", weights=(bound,))
+
+
+def test_shipped_weights_are_there_and_stay(machine: Machine, shipped: Card, tmp_path: Path) -> None:
+    weights = Weights(machine)
+    assert weights.state(shipped).kind == "present"
+    assert "come with DiffeoReg" in weights.state(shipped).sentence
+    machine.accept_licence("CC-BY-NC-4.0")
+    machine.models_folder.mkdir()
+    (machine.models_folder / room.OURS).write_text('["shipped/encoder.safetensors"]', encoding="utf-8")
+    assert weights.clear(shipped) == 0
+    path = weights.path_of(shipped, shipped.weights[0])
+    assert path == tmp_path / "with it" / "encoder.safetensors"
+    weights.download(shipped)  # nothing to fetch
+    with pytest.raises(InputError, match="come with DiffeoReg"):
+        weights.import_offline(shipped, path)
+    assert path.read_bytes() == CONTENT["encoder.safetensors"]
+
+
+@pytest.mark.parametrize("what", ["missing", "wrong checksum"])
+def test_spoilt_shipped_weights_are_a_matter_of_the_installation(
+    machine: Machine, shipped: Card, what: str
+) -> None:
+    path = Weights(machine).path_of(shipped, shipped.weights[0])
+    if what == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(CONTENT["encoder.safetensors"][:-1] + b"?")
+    state = Weights(machine).state(shipped)
+    assert (state.ok, state.kind) == (False, what)
+    assert "reinstall" in state.sentence
+    machine.accept_licence("CC-BY-NC-4.0")
+    Weights(machine, serve).download(shipped)  # it is nowhere to be fetched
+    assert Weights(machine).state(shipped) == state
+    with pytest.raises(WeightsError, match="reinstall"):
+        Weights(machine).settings_for(shipped, Settings(method="shipped"))
+
+
+def test_the_worker_is_told_of_accepted_licences_and_fetched_weights(
+    machine: Machine, shipped: Card, card: Card, tmp_path: Path
+) -> None:
+    weights, settings = Weights(machine, serve), Settings(seed=5)
+    with pytest.raises(LicenceError, match=r"CC-BY-NC-4\.0"):
+        weights.settings_for(shipped, settings)
+    once = weights.settings_for(shipped, settings.with_changes(accepted_licences=("CC-BY-NC-4.0",)))
+    assert once.accepted_licences == ("CC-BY-NC-4.0",)
+    assert machine.accepted_licences == frozenset()
+    machine.accept_licence("CC-BY-NC-4.0")
+    told = weights.settings_for(shipped, settings)
+    assert told == settings.with_changes(accepted_licences=("CC-BY-NC-4.0",))
+    single = replace(card, weights=card.weights[:1])
+    with pytest.raises(WeightsError, match="Download"):
+        weights.settings_for(single, settings)
+    weights.download(single)
+    path = machine.models_folder / "trained" / "encoder.safetensors"
+    assert weights.settings_for(single, settings).weights == str(path)
+    mine = settings.with_changes(weights="mine.safetensors")
+    assert weights.settings_for(single, mine).weights == str(Path("mine.safetensors").absolute())
+
+
+def test_a_request_is_completed_only_for_trained_methods(
+    machine: Machine, shipped: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CARDS, "shipped", shipped)
+    asked: list[Machine] = []
+
+    def ask() -> Machine:
+        asked.append(machine)
+        return machine
+
+    plain = Request(None, None, Settings())
+    assert with_weights(plain, ask) is plain
+    assert not asked
+    request = Request("fixed", "moving", Settings(method="shipped"))
+    with pytest.raises(LicenceError, match="tick under Setup"):
+        with_weights(request, ask)
+    machine.accept_licence("CC-BY-NC-4.0")
+    done = with_weights(request, ask)
+    assert (done.fixed, done.settings.accepted_licences) == ("fixed", ("CC-BY-NC-4.0",))
+    with pytest.raises(SettingsError, match="no use for weights"):
+        with_weights(Request(None, None, Settings(weights="mine.safetensors")), ask)
+    with pytest.raises(SettingsError, match="runs with weights that you trained"):
+        with_weights(Request(None, None, Settings(method="sitreg")), ask)
+    with pytest.raises(UnknownNameError):
+        with_weights(Request(None, None, Settings(method="elastic")), ask)
 
 
 def test_download_makes_missing_weights_present(machine: Machine, card: Card) -> None:

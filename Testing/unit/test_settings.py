@@ -129,11 +129,11 @@ def test_presets_are_complete(name):
 
 
 def test_every_deformable_card_has_a_method_and_every_method_a_card():
-    assert {name for name, c in CARDS.items() if c.deformable} == set(METHODS)
+    assert {c.method for c in CARDS.values() if c.deformable} == set(METHODS)
     assert all(name == c.name and c.citation and c.use for name, c in CARDS.items())
 
 
 def test_cards_by_name():
     assert card("svf") is CARDS["svf"]
-    with pytest.raises(UnknownNameError, match="affine, svf"):
+    with pytest.raises(UnknownNameError, match=r"Known: affine, .*svf\."):
         card("elastic")

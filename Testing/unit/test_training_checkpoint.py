@@ -12,17 +12,10 @@ import pytest
 import torch
 
 from DiffeoRegLib.errors import FileFormatError, OutputError
-from DiffeoRegLib.training.checkpoint import (
-    check_network,
-    load_optimiser,
-    load_weights,
-    optimiser_tensors,
-    read_checkpoint,
-    write_checkpoint,
-)
-from DiffeoRegLib.training.config import as_plain
-from DiffeoRegLib.training.models import build_network
-from DiffeoRegLib.training.run_folder import read_network
+from DiffeoRegLib.networks.build import build_network
+from DiffeoRegLib.networks.weights import check_network, load_weights, read_checkpoint, read_network
+from DiffeoRegLib.plain import as_plain
+from DiffeoRegLib.training.checkpoint import load_optimiser, optimiser_tensors, write_checkpoint
 from Testing.training_cases import SETTINGS, Blobs, same_weights, settings, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::EncodingWarning:matplotlib")  # its font cache, made once
@@ -115,7 +108,8 @@ import resource, sys
 from pathlib import Path
 import torch
 from DiffeoRegLib.errors import OutputError
-from DiffeoRegLib.training.checkpoint import read_checkpoint, write_checkpoint
+from DiffeoRegLib.networks.weights import read_checkpoint
+from DiffeoRegLib.training.checkpoint import write_checkpoint
 path = Path(sys.argv[1])
 write_checkpoint(path, {"w": torch.ones(1000)}, {"step": 1})
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))

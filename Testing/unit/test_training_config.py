@@ -10,9 +10,11 @@ import torch
 
 from DiffeoRegLib.errors import InputError, NoOverlapError, SettingsError, UnknownNameError
 from DiffeoRegLib.losses.similarity import lncc, mse
+from DiffeoRegLib.networks.build import build_network
 from DiffeoRegLib.networks.sitreg import SITReg
 from DiffeoRegLib.space.sample import warp
 from DiffeoRegLib.training.config import (
+    SIMILARITY_LOSSES,
     LossConfig,
     OptimiserConfig,
     as_plain,
@@ -20,7 +22,6 @@ from DiffeoRegLib.training.config import (
     config_from,
     read_config,
 )
-from DiffeoRegLib.training.models import build_network
 from DiffeoRegLib.training.objective import Batch, Objective, inside, penalty
 from Testing.sitreg_cases import moving_network, pictures
 from Testing.training_cases import SETTINGS, Fields, blob, settings
@@ -282,7 +283,7 @@ def test_labels_overlap_where_the_map_is_right():
     assert float(nothing) == 0
 
 
-@pytest.mark.parametrize("name", ["lncc", "lncc-squared", "mk-lncc", "mse", "nmi", "mind"])
+@pytest.mark.parametrize("name", SIMILARITY_LOSSES)
 def test_every_similarity_prefers_the_right_map_and_pulls_towards_it(name):
     batch = shifted_batch()
     objective = Objective([LossConfig(name)], symmetric=False)

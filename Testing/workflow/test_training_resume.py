@@ -14,10 +14,9 @@ import pytest
 import torch
 
 from DiffeoRegLib.errors import OutputError, SettingsError
-from DiffeoRegLib.training.checkpoint import read_checkpoint
-from DiffeoRegLib.training.models import build_network
+from DiffeoRegLib.networks.build import build_network
+from DiffeoRegLib.networks.weights import read_checkpoint, read_network
 from DiffeoRegLib.training.processes import Processes
-from DiffeoRegLib.training.run_folder import read_network
 from Testing.training_cases import SETTINGS, Blobs, Shifts, same_weights, settings, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::EncodingWarning:matplotlib")  # its font cache, made once
@@ -41,8 +40,8 @@ SHARED = """
 import json, sys
 from pathlib import Path
 import torch
-from DiffeoRegLib.training.models import build_network
-from DiffeoRegLib.training.models import build_network
+from DiffeoRegLib.networks.build import build_network
+from DiffeoRegLib.networks.build import build_network
 from DiffeoRegLib.training.processes import joined
 from Testing.training_cases import Blobs, settings, trainer
 torch.set_num_threads(1)
@@ -192,7 +191,8 @@ def test_a_disk_that_fills_up_costs_the_steps_since_the_last_state(tmp_path, mon
 
         def fill(descriptor):
             written.append(descriptor)
-            if len(written) > 7:  # four tables, state and weights of step 2, the state of step 4
+            # Four tables, state and weights of steps 0 and 2, the state of step 4.
+            if len(written) > 9:
                 raise OSError(28, "No space left on device")
 
         patched.setattr(os, "fsync", fill)

@@ -1,0 +1,83 @@
+"""Networks by name, as a training run or a weights file names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from DiffeoRegLib.errors import SettingsError, UnknownNameError
+from DiffeoRegLib.networks.pyramid import PyramidConfig
+from DiffeoRegLib.networks.sitreg import SITReg
+from DiffeoRegLib.networks.sitreg_options import Precision, SITRegOptions
+from DiffeoRegLib.networks.unet import UNetConfig, UNetOptions
+from DiffeoRegLib.networks.voxelmorph import (
+    CLASSIC,
+    CLASSIC_DIFF,
+    VoxelMorph,
+    VoxelMorphDiff,
+    VoxelMorphDiffOptions,
+)
+from DiffeoRegLib.plain import build
+
+PRECISIONS: Mapping[str, Precision] = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Which network: its name, its sizes (they belong to the weights) and its options (they do not)."""
+
+    name: str
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def sitreg(sizes: Mapping[str, Any], options: Mapping[str, Any], precision: str) -> nn.Module:
+    """A SITReg network: sizes of PyramidConfig, options of SITRegOptions but the precision."""
+    chosen = _with_precision(options, precision)
+    return SITReg(
+        build(PyramidConfig, sizes, "network.sizes"), build(SITRegOptions, chosen, "network.options")
+    )
+
+
+def voxelmorph(sizes: Mapping[str, Any], options: Mapping[str, Any], precision: str) -> nn.Module:
+    """A VoxelMorph network: sizes of UNetConfig, by default CLASSIC, options of UNetOptions."""
+    chosen = _with_precision(options, precision)
+    return VoxelMorph(
+        build(UNetConfig, {**CLASSIC, **sizes}, "network.sizes"),
+        build(UNetOptions, chosen, "network.options"),
+    )
+
+
+def voxelmorph_diff(sizes: Mapping[str, Any], options: Mapping[str, Any], precision: str) -> nn.Module:
+    """A VoxelMorphDiff network: sizes of UNetConfig, by default CLASSIC_DIFF."""
+    chosen = _with_precision(options, precision)
+    return VoxelMorphDiff(
+        build(UNetConfig, {**CLASSIC_DIFF, **sizes}, "network.sizes"),
+        build(VoxelMorphDiffOptions, chosen, "network.options"),
+    )
+
+
+def _with_precision(options: Mapping[str, Any], precision: str) -> dict[str, Any]:
+    if "precision" in options:
+        raise SettingsError("The precision is a setting of the run, not an option of the network.")
+    return {**options, "precision": PRECISIONS[precision]}
+
+
+NETWORKS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any], str], nn.Module]] = {
+    "sitreg": sitreg,
+    "voxelmorph": voxelmorph,
+    "voxelmorph-diff": voxelmorph_diff,
+}
+
+
+def build_network(config: NetworkConfig, precision: str = "fp32") -> nn.Module:
+    """The network with random weights, drawn from torch's generator.
+
+    Raises UnknownNameError for an unknown network or size, SettingsError for values that do not fit.
+    """
+    if config.name not in NETWORKS:
+        raise UnknownNameError("network", config.name, NETWORKS)
+    return NETWORKS[config.name](config.sizes, config.options, precision)

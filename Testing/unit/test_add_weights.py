@@ -1,0 +1,201 @@
+"""The tool that puts trained weights into the catalogue."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+
+from DiffeoRegLib import catalog
+from DiffeoRegLib.errors import DiffeoRegError
+from DiffeoRegLib.networks import weights as room
+from Testing.model_cases import METHODS, check_shipped, description, write_weights
+from tools import add_weights
+
+FLAGS = {
+    "id": "sitreg-invented", "version": "1", "title": "Invented model", "use": "For tests.",
+    "licence": "CC-BY-NC-4.0", "training-data": "Ten spheres", "training-licence": "CC0-1.0",
+    "modality": "T1 MR", "anatomy": "brain",
+}  # fmt: skip
+MEASURED = {"seconds": "2.5", "memory-mb": "900", "voxels": "1000000", "cores": "2", "machine": "a laptop"}
+
+
+class Catalogue:
+    """An empty list of models, its folder of weights, and the tool working on them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.models, self.weights = folder / "Models.json", folder / "Weights"
+        self.weights.mkdir()
+        self.models.write_text('{"$schema": "./Models.schema.json", "models": []}\n', encoding="utf-8")
+
+    def add(self, *file: Path, **flags: str | None) -> int:
+        words = [str(path) for path in file]
+        for name, value in flags.items():
+            words += [] if value is None else [f"--{name}", value]
+        return add_weights.main(words)
+
+    def cards(self) -> dict[str, catalog.Card]:
+        return catalog.read_models(self.models, METHODS)
+
+    def files(self) -> list[str]:
+        return sorted(path.name for path in self.weights.iterdir())
+
+    def content(self) -> Any:
+        return json.loads(self.models.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Catalogue:
+    (tmp_path / "resources").mkdir()
+    catalogue = Catalogue(tmp_path / "resources")
+    monkeypatch.setattr(add_weights, "MODELS", catalogue.models)
+    monkeypatch.setattr(add_weights, "WEIGHTS", catalogue.weights)
+    monkeypatch.setattr(catalog, "SHIPPED_WEIGHTS", catalogue.weights)
+    monkeypatch.setattr(room, "_KEPT", {})
+    return catalogue
+
+
+@pytest.fixture
+def best(tmp_path: Path) -> Path:
+    return write_weights(tmp_path / "best.safetensors")
+
+
+def test_the_tool_works_on_its_own_checkout() -> None:
+    assert (add_weights.MODELS, add_weights.WEIGHTS) == (catalog.MODELS, catalog.SHIPPED_WEIGHTS)
+
+
+def test_what_is_added_is_true_of_the_file(
+    made: Catalogue, best: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert made.add(best, **FLAGS) == 0
+    assert json.loads(capsys.readouterr().out) == made.content()["models"][0]
+    card = made.cards()["sitreg-invented"]
+    check_shipped(card)
+    assert made.files() == ["sitreg-invented-1.safetensors"]
+    assert card.citation == METHODS["sitreg"].citation
+    assert not card.weights[0].permissive
+    assert best.is_file()
+    schema = json.loads((Path(catalog.RESOURCES) / "Models.schema.json").read_text(encoding="utf-8"))
+    jsonschema.validate(made.content(), schema)
+
+
+def test_no_folder_of_the_training_computer_is_published(made: Catalogue, best: Path) -> None:
+    assert made.add(best, **FLAGS) == 0
+    stored = room.read_weights(made.weights / "sitreg-invented-1.safetensors")
+    assert stored.description["config"]["data"]["source"] == "images"
+    assert b"somebody" not in (made.weights / "sitreg-invented-1.safetensors").read_bytes()
+    before = room.read_weights(best).tensors
+    assert all(torch.equal(before[name], value) for name, value in stored.tensors.items())
+    kept = {"a": ["relative/name", 3, None, "synthetic"], "b": {"lr": 1e-3}}
+    assert add_weights.without_folders(kept) == kept
+    assert add_weights.without_folders(["C:\\Users\\x\\data", "~/data", "../data/t1"]) == [
+        "data", "data", "t1",
+    ]  # fmt: skip
+
+
+def test_a_new_version_takes_the_place_of_the_old(made: Catalogue, best: Path, tmp_path: Path) -> None:
+    assert made.add(best, **FLAGS) == 0
+    other = write_weights(
+        tmp_path / "o", step=9, config={"data": {"source": "x", "spacing_mm": [1.5, 1.5, 1.5]}}
+    )
+    assert made.add(other, id="sitreg-invented", version="2") == 0
+    assert made.files() == ["sitreg-invented-2.safetensors"]
+    card = made.cards()["sitreg-invented"]
+    check_shipped(card)
+    assert (card.version, card.spacing_mm, card.title) == ("2", (1.5, 1.5, 1.5), "Invented model")
+    again = write_weights(tmp_path / "again", step=11)
+    assert made.add(again, id="sitreg-invented") == 0  # the same version, trained again
+    check_shipped(made.cards()["sitreg-invented"])
+    assert made.files() == ["sitreg-invented-2.safetensors"]
+
+
+def test_words_and_measurements_change_without_a_file(made: Catalogue, best: Path) -> None:
+    assert made.add(best, **FLAGS) == 0
+    assert made.add(id="sitreg-invented", title="Better title", **MEASURED) == 0
+    card = made.cards()["sitreg-invented"]
+    check_shipped(card)
+    assert card.title == "Better title"
+    assert card.measured == catalog.Measured(2.5, 900.0, 1_000_000, 2, "a laptop")
+
+
+def test_a_permissive_licence_needs_no_acceptance(made: Catalogue, best: Path) -> None:
+    assert made.add(best, **{**FLAGS, "licence": "Apache-2.0"}) == 0
+    assert made.cards()["sitreg-invented"].licences_to_accept == ()
+
+
+def test_weights_that_are_fetched_may_be_large(
+    made: Catalogue, best: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(add_weights, "MOST_BYTES", 1000)
+    assert made.add(best, **FLAGS, url="https://example.org/w") == 0
+    assert not made.cards()["sitreg-invented"].weights[0].shipped
+
+
+@pytest.mark.parametrize(
+    ("change", "flags", "words"),
+    [
+        ({}, {"licence": None}, "--licence"),
+        ({}, {"version": None}, "--version"),
+        ({}, {"title": None, "anatomy": None}, "still needs title, anatomy"),
+        ({}, {"training-data": None}, "training_data"),
+        ({}, {"id": "Not A Name"}, "small letters"),
+        ({}, {"id": "svf"}, "taken twice"),
+        ({}, {"url": "http://example.org"}, "https"),
+        ({}, {"seconds": "3"}, "--memory-mb, --voxels, --cores, --machine is missing"),
+        ({"kind": "state"}, {}, "state of a training run"),
+        ({"config": {}}, {}, "voxel size"),
+        ({"network": {"name": "elastic", "sizes": {}}}, {}, "cannot build"),
+        ({"network": {**description()["network"], "sizes": {"encoder": [2], "heads": [2]}}}, {}, "network"),
+    ],
+)
+def test_what_is_missing_or_wrong_changes_nothing(
+    made: Catalogue,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, Any],
+    flags: dict[str, str | None],
+    words: str,
+) -> None:
+    good = write_weights(tmp_path / "good.safetensors")
+    assert made.add(good, **{**FLAGS, "id": "sitreg-first"}) == 0
+    before = made.models.read_bytes()
+    capsys.readouterr()
+    bad = write_weights(tmp_path / "bad.safetensors", **change)
+    assert made.add(bad, **{**FLAGS, **flags}) == 1
+    said = capsys.readouterr()
+    assert words in said.err
+    assert not said.out
+    assert made.models.read_bytes() == before
+    assert made.files() == ["sitreg-first-1.safetensors"]
+    assert not list(made.models.parent.glob("*.new"))
+
+
+def test_large_weights_are_not_shipped(
+    made: Catalogue, best: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert add_weights.MOST_BYTES == 16_000_000
+    monkeypatch.setattr(add_weights, "MOST_BYTES", 1000)
+    assert made.add(best, **FLAGS) == 1
+    assert "are shipped" in capsys.readouterr().err
+    assert made.files() == []
+    assert made.content()["models"] == []
+
+
+def test_an_entry_begins_with_its_weights(made: Catalogue, capsys: pytest.CaptureFixture[str]) -> None:
+    assert made.add(**FLAGS) == 1
+    assert "give its weights FILE" in capsys.readouterr().err
+
+
+def test_nothing_is_half_done_when_the_list_cannot_be_written(
+    made: Catalogue, best: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise DiffeoRegError("disk full")
+
+    monkeypatch.setattr(add_weights, "replace_file", full)
+    assert made.add(best, **FLAGS) == 1
+    assert made.files() == []
