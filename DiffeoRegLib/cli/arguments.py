@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from DiffeoRegLib import __version__
 from DiffeoRegLib.catalog import CARDS
+from DiffeoRegLib.cli.training_arguments import TRAIN, TRAIN_EXAMPLES, pairs_flags, train_flags
 from DiffeoRegLib.errors import SettingsError
 from DiffeoRegLib.settings import EFFORTS, INITS, INTERPOLATIONS, PRESETS, SIMILARITIES
 
@@ -20,6 +21,9 @@ examples:
   diffeoreg register t1.nii.gz ct.nrrd -o out/ --preset multimodal --effort accurate
   diffeoreg apply out/transform.h5 labels.nii.gz --like fixed.nii.gz -o moved.nii.gz --labels
   diffeoreg evaluate --transform out/transform.h5 --fixed-seg a.nii.gz --moving-seg b.nii.gz
+  diffeoreg evaluate --pairs pairs.csv --method svf -o scores/
+      what a method is worth on many pairs, one row each
+  diffeoreg train sitreg-brain-t1 --data brains/ -o run/      train a network
   diffeoreg methods        what can be chosen for --method and --preset
   diffeoreg device         which processor would be used, and why
 
@@ -71,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     _register(commands)
     _apply(commands)
     _evaluate(commands)
+    train_flags(_command(commands, "train", "train a network", TRAIN, TRAIN_EXAMPLES))
     _methods(commands)
     _device(commands)
     return parser
@@ -108,13 +113,25 @@ def _register(commands: argparse._SubParsersAction[Parser]) -> None:
     _what_to_do(parser.add_argument_group("what to do"))
     _extra_inputs(parser.add_argument_group("masks, segmentations, landmarks"))
     _details(parser.add_argument_group("details (defaults come from preset and effort)"))
-    _resources(parser.add_argument_group("machine and output"))
+    machine = parser.add_argument_group("machine and output")
+    _resources(machine)
+    _checks(machine)
 
 
 def _what_to_do(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--method", default="svf", help=f"{', '.join(CARDS)} (default svf)")
     group.add_argument("--preset", default="general", help=f"{', '.join(PRESETS)} (default general)")
     group.add_argument("--effort", default="balanced", help=f"{', '.join(EFFORTS)} (default balanced)")
+    group.add_argument(
+        "--weights", metavar="FILE", help="trained weights to use instead of those the method comes with"
+    )
+    group.add_argument(
+        "--accept-licence",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="you have read and accept this licence of the weights (`diffeoreg methods` names it)",
+    )
     group.add_argument("--similarity", help=f"{', '.join(SIMILARITIES)} (default: what the preset says)")
     group.add_argument(
         "--init",
@@ -201,6 +218,9 @@ def _resources(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--memory-limit-gb", type=float, metavar="GB", help="use a coarser grid rather than more memory"
     )
+
+
+def _checks(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--no-html", action="store_true", help="no report.html")
     group.add_argument(
         "--no-check", action="store_true", help="do not read the written transforms back and compare them"
@@ -243,10 +263,13 @@ def _evaluate(commands: argparse._SubParsersAction[Parser]) -> None:
         "evaluate",
         "measure a transform, or label maps that are moved already",
         "Dice, HD95 and landmark error before and after; folds and inverse error of the transform.\n"
-        "Give what there is: each number needs only its own inputs.",
+        "Give what there is: each number needs only its own inputs.\n\n"
+        "With --pairs, a method is run on every pair of a table and measured: pairs.csv has a row per pair,\n"
+        "summary.json the means. A pair that fails is named and counted; the exit status is then 2.",
         "examples:\n"
         "  diffeoreg evaluate --fixed-seg a.nii.gz --moved-seg moved_seg.nii.gz\n"
-        "  diffeoreg evaluate --transform t.h5 --inverse i.h5 --fixed a.nii.gz --landmarks a.csv b.csv",
+        "  diffeoreg evaluate --transform t.h5 --inverse i.h5 --fixed a.nii.gz --landmarks a.csv b.csv\n"
+        "  diffeoreg evaluate --pairs pairs.csv --method svf --effort fast -o scores/",
     )
     parser.add_argument("--transform", metavar="FILE", help="fixed -> moving, ITK format")
     parser.add_argument(
@@ -267,10 +290,19 @@ def _evaluate(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument(
         "--landmarks", nargs=2, metavar=("FIXED", "MOVING"), help="both landmark files at once"
     )
+    pairs_flags(parser.add_argument_group("a method over many pairs"))
+    _what_to_do(parser.add_argument_group("with --pairs: what to do"))
+    _details(parser.add_argument_group("with --pairs: details (defaults come from preset and effort)"))
+    _resources(parser.add_argument_group("with --pairs: machine"))
 
 
 def _methods(commands: argparse._SubParsersAction[Parser]) -> None:
-    _command(commands, "methods", "list methods and presets", "What can be chosen for --method and --preset.")
+    _command(
+        commands,
+        "methods",
+        "list methods and presets",
+        "What can be chosen for --method and --preset, and what trained models need.",
+    )
 
 
 def _device(commands: argparse._SubParsersAction[Parser]) -> None:

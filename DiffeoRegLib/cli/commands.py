@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from DiffeoRegLib import catalog, pipeline
+from DiffeoRegLib.cli.catalogue import method_lines
 from DiffeoRegLib.cli.console import Console
 from DiffeoRegLib.cli.evaluate import evaluate
+from DiffeoRegLib.cli.evaluate_pairs import evaluate_pairs
 from DiffeoRegLib.cli.inputs import (
     check_flags,
     guidance_and_evaluation,
@@ -17,6 +20,7 @@ from DiffeoRegLib.cli.inputs import (
     read_segmentation,
     settings_from,
 )
+from DiffeoRegLib.cli.train import train
 from DiffeoRegLib.device import choose_device, memory_bytes, set_threads
 from DiffeoRegLib.errors import (
     FileFormatError,
@@ -134,14 +138,13 @@ def _apply_to_volume(arguments: argparse.Namespace, transform: Transform) -> Vol
 
 def methods(arguments: argparse.Namespace, console: Console) -> None:
     """`diffeoreg methods`: the catalogue and the presets."""
-    lines = ["methods (--method)"]
-    lines += [f"  {card.name:12}  {card.title}\n  {'':12}  {card.use}" for card in catalog.CARDS.values()]
+    lines = method_lines(catalog.CARDS.values())
     lines += ["", "presets (--preset)"]
     lines += [
         f"  {name:12}  {preset.use} Similarity: {preset.similarity}." for name, preset in PRESETS.items()
     ]
     data = {
-        "methods": [{**vars(card), "weights": list(card.weights)} for card in catalog.CARDS.values()],
+        "methods": [dataclasses.asdict(card) for card in catalog.CARDS.values()],
         "presets": [
             {"name": name, "title": preset.title, "use": preset.use, "similarity": preset.similarity}
             for name, preset in PRESETS.items()
@@ -175,7 +178,8 @@ def device(arguments: argparse.Namespace, console: Console) -> None:
 COMMANDS: dict[str, Callable[[argparse.Namespace, Console], None]] = {
     "register": register,
     "apply": apply,
-    "evaluate": evaluate,
+    "evaluate": lambda flags, console: (evaluate_pairs if flags.pairs else evaluate)(flags, console),
+    "train": train,
     "methods": methods,
     "device": device,
 }

@@ -34,6 +34,8 @@ IDENTITY = AffineTransform(np.eye(4))
 
 def evaluate(arguments: argparse.Namespace, console: Console) -> None:
     """Measure what the given files allow; raises SettingsError when that is nothing."""
+    if arguments.output is not None or arguments.weights is not None or arguments.cycles:
+        raise SettingsError("--output, --weights and --cycles go with --pairs TABLE, which is missing.")
     scores = json_safe(_measure(arguments))
     if not any(scores.values()):
         raise SettingsError(

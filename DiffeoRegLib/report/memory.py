@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 STATUS = Path("/proc/self/status")
+CLEAR = Path("/proc/self/clear_refs")
 
 
 def peak_memory_mb() -> float | None:
@@ -24,6 +25,20 @@ def peak_memory_mb() -> float | None:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return float(peak) / (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS, KiB elsewhere
+
+
+def reset_peak_memory() -> bool:
+    """Forget the peaks so far, so that the next are of what follows; False where the system cannot.
+
+    Without it `peak_memory_mb` speaks of the whole life of the process.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        CLEAR.write_text("5", encoding="utf-8")
+    except OSError:
+        return False
+    return True
 
 
 def peak_device_memory_mb(device: torch.device | None) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from DiffeoRegLib.volumes.volume import Volume
 
 MOST_SIMILARITY_VOXELS = 3_000_000  # finer images are read on every n-th voxel
 MOST_POINTS = 100_000
+CYCLE_POINTS = 20_000
 LNCC_WINDOW_MM = 9.0
 HISTOGRAM_BINS = 64
 IDENTITY = AffineTransform(np.eye(4))
@@ -177,6 +178,20 @@ def _round_trip(there: Transform, back: Transform, source: Grid, target: Grid) -
     error = np.linalg.norm(returned[counted] - points[counted], axis=1)
     left_out = 100 * float(1 - counted.mean())
     return {**statistics(error), "points": int(counted.sum()), "left_out_percent": left_out}
+
+
+def cycle_scores(transforms: Sequence[Transform], grids: Sequence[Grid]) -> dict[str, Any]:
+    """|T3(T2(T1(x))) - x|, mm, of points of the first image that stay within all images on the way round.
+
+    transforms: from each image to the next, the last back to the first.  grids: of the images.
+    """
+    start = grid_points(grids[0], CYCLE_POINTS)
+    points, within = start, np.ones(len(start), dtype=bool)
+    for transform, grid in zip(transforms, (*grids[1:], grids[0]), strict=True):
+        points, stayed = _follow(transform, points)
+        within &= stayed & _inside(grid, points)
+    error = np.linalg.norm(points[within] - start[within], axis=1)
+    return {**statistics(error), "points": int(within.sum())}
 
 
 def _follow(transform: Transform, points: Matrix) -> tuple[Matrix, NDArray[np.bool_]]:

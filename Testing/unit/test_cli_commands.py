@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from DiffeoRegLib.catalog import CARDS, Measured
 from DiffeoRegLib.volumes.files import read_points, read_volume, write_volume
 from DiffeoRegLib.volumes.resample import warp_volume
 from DiffeoRegLib.volumes.transform_files import read_transform, write_transform
 from Testing.command import one_sentence, run
 from Testing.fake_run import transforms
+from Testing.model_cases import LICENCE, NAME, model_card, weight_file, write_weights
 
 # ---------------------------------------------------------------- apply, evaluate, methods, device
 
@@ -164,6 +166,45 @@ def test_methods_lists_the_catalogue(capsys):
     assert run("methods", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert {"affine", "svf"} <= {method["name"] for method in found["methods"]}
+
+
+@pytest.mark.parametrize("measured", [None, Measured(12.34, 2900.4, 614_400, 2, "an EPYC")])
+def test_methods_says_what_a_trained_model_asks_for(capsys, monkeypatch, tmp_path, measured):
+    weights = weight_file(write_weights(tmp_path / "invented.safetensors"))
+    monkeypatch.setitem(CARDS, NAME, model_card(weights, measured=measured, spacing_mm=(2.0, 2.0, 1.5)))
+    assert run("methods") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    size = f"{weights.size_bytes / 1e6:.3g} MB"
+    assert f"{NAME} Invented model, version 1. For tests." in text
+    assert f"invented.safetensors, {size}, {LICENCE}; needs --accept-licence {LICENCE}; comes with" in text
+    assert "on Ten spheres (CC0-1.0)" in text
+    assert "T1 MR, brain; works at voxels of 2 x 2 x 1.5 mm" in text
+    cost = "12.3 s and 2900 MB for 0.614 million voxels, both directions, 2 cores of an EPYC"
+    assert (cost if measured else "cost not measured") in text
+    assert run("methods", "--json") == 0
+    found = {method["name"]: method for method in json.loads(capsys.readouterr().out)["methods"]}
+    assert found[NAME]["weights"][0]["licence"] == LICENCE
+    assert found[NAME]["measured"] == (measured and vars(measured))
+    assert found[NAME]["method"] == "sitreg"
+
+
+def test_register_says_what_is_wrong_with_the_weights_before_it_reads(capsys, monkeypatch, tmp_path):
+    path = write_weights(tmp_path / "invented.safetensors")
+    monkeypatch.setattr("DiffeoRegLib.catalog.SHIPPED_WEIGHTS", tmp_path)
+    monkeypatch.setitem(CARDS, NAME, model_card(weight_file(path)))
+    words = ["register", "none.nii.gz", "none.nii.gz", "-o", tmp_path / "out", "--quiet"]
+    for more, said in (
+        (["--method", NAME], f"--accept-licence {LICENCE}"),
+        (["--method", NAME, "--accept-licence", "MIT"], f"--accept-licence {LICENCE}"),
+        (["--method", NAME, "--accept-licence", LICENCE, "--accept-licence", "MIT"], "none.nii.gz"),
+        (["--method", "sitreg"], "--weights FILE"),
+        (["--method", "sitreg", "--weights", path], f"--accept-licence {LICENCE}"),
+        (["--method", "sitreg", "--weights", path, "--accept-licence", LICENCE], "none.nii.gz"),
+        (["--method", "sitreg", "--weights", tmp_path / "other"], "other' cannot be read"),
+        (["--weights", path], "'svf' is no trained method"),
+    ):
+        assert run(*words, *more) == 2
+        assert said in one_sentence(capsys)
 
 
 def test_device_says_why(capsys):
