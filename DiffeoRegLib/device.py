@@ -87,6 +87,18 @@ def memory_bytes(device: torch.device | str = "cpu") -> int | None:
     return min(known) if known else None
 
 
+def native_bfloat16(device: torch.device | str) -> bool:
+    """True if a device multiplies bfloat16 in hardware: CUDA from 8.0, x86 with AVX512-BF16 or AMX."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    abilities = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported",
+                                                             "_is_amx_tile_supported")]  # fmt: skip
+    return any(bool(ability()) for ability in abilities if ability is not None)
+
+
 def set_threads(threads: int | None) -> int:
     """Use so many CPU threads (None: leave it to torch); returns how many are used."""
     if threads is not None:

@@ -5,33 +5,46 @@ Start reading here; `register` is one straight line.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 from DiffeoRegLib.catalog import card
 from DiffeoRegLib.device import DeviceChoice, choose_device, memory_bytes, set_threads
+from DiffeoRegLib.flows.halfway import join
 from DiffeoRegLib.flows.integrate import Flow, integrate
 from DiffeoRegLib.methods import method_named
-from DiffeoRegLib.methods.affine import initial_alignment
-from DiffeoRegLib.methods.base import Motion, Progress, Report
+from DiffeoRegLib.methods.base import HalfwayMethod, Motion, Needs, Progress, Report
+from DiffeoRegLib.methods.start import Start, background_of, carried_along, find_start, linear_matrix
+from DiffeoRegLib.networks.weights import check_weights
 from DiffeoRegLib.report.measure import measure
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.field import u_mm_from_vox
-from DiffeoRegLib.space.grid import Grid, Matrix
+from DiffeoRegLib.space.grid import Grid
 from DiffeoRegLib.space.sample import Mode
 from DiffeoRegLib.space.transform import AffineTransform, CompositeTransform, DisplacementTransform, Transform
 from DiffeoRegLib.volumes.checks import check_pair
+from DiffeoRegLib.volumes.halfway import Halves, prepare_halfway
 from DiffeoRegLib.volumes.pair import Correspondence, Masks, Pair
 from DiffeoRegLib.volumes.prepare import prepare
 from DiffeoRegLib.volumes.resample import warp_labels, warp_volume
 from DiffeoRegLib.volumes.volume import Volume
+
+__all__ = [
+    "MODES",
+    "PHASES",
+    "Result",
+    "background_of",
+    "carried_along",
+    "linear_matrix",
+    "moving_labels_of",
+    "register",
+    "to_patient",
+]
 
 MEMORY_SHARE = 0.8
 """Of the memory that is free, this much may be planned with."""
@@ -79,20 +92,20 @@ def register(
     """
     settings = settings or Settings()
     method = card(settings.method)
+    check_weights(method, settings)
     run = _Run(settings, progress)
     run.notes += check_pair(fixed, moving, masks, guidance, evaluation)
-    start = run.align(fixed, moving, masks, initial)
+    needs = run.needs(fixed.grid.dim)
+    start = run.align(fixed, moving, masks, initial, halfway=needs is not None)
     flow, motion = None, None
     if method.deformable:
-        pair = run.prepare(fixed, masks, guidance, start)
+        pair = run.prepare(fixed, masks, guidance, start, needs)
         motion = run.deform(pair)
         with run.phase("integrate", 0.85):
-            flow = integrate(
-                motion.velocity_vox.cpu(), motion.grid, fixed.grid, settings.steps, settings.taper_mm
-            )
+            flow = run.flow(motion, fixed.grid)
             run.notes += flow.notes
-            motion = Motion(flow.velocity_vox, flow.grid)
-    transform, inverse = to_patient(flow, start.transform)
+            motion = Motion(flow.velocity_vox, flow.grid, flow.halves)
+    transform, inverse = to_patient(flow, start.transform, None if start.carried else start.halves)
     with run.phase("resample", 0.9):
         mode, fill = MODES[settings.interpolation], background_of(moving)
         moved = warp_volume(moving, transform, fixed.grid, mode=mode, fill=fill)
@@ -108,20 +121,6 @@ def register(
     report["steps"] = None if flow is None else flow.steps
     run.tell("done", 1.0, "finished")
     return Result(transform, inverse, moved, moved_labels, start.transform, motion, report)
-
-
-@dataclass(frozen=True, eq=False)
-class Start:
-    """The initial alignment.
-
-    moving: what is registered: the moving image itself, or, after a given non-linear transform, that image
-    already carried to the fixed grid.  moving_from_fixed: RAS mm 4x4 that leads to it.
-    """
-
-    transform: Transform
-    moving: Volume
-    moving_from_fixed: Matrix
-    carried: bool = False
 
 
 @dataclass
@@ -151,45 +150,61 @@ class _Run:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
-    def align(self, fixed: Volume, moving: Volume, masks: Masks | None, initial: Transform | None) -> Start:
+    def needs(self, dim: int) -> Needs | None:
+        """What a method that meets half-way needs; None for the others."""
+        if not card(self.settings.method).halfway:
+            return None
+        method = method_named(self.settings.method)
+        assert isinstance(method, HalfwayMethod)
+        return method.needs(self.settings, dim)
+
+    def align(
+        self, fixed: Volume, moving: Volume, masks: Masks | None, initial: Transform | None, *, halfway: bool
+    ) -> Start:
         """The initial alignment asked for."""
         with self.phase("align", 0.0):
-            if initial is not None and not isinstance(initial, AffineTransform):
-                linear = linear_matrix(initial)
-                if linear is None:
-                    carried = warp_volume(moving, initial, fixed.grid, fill=background_of(moving))
-                    self.notes.append("Initial alignment: the given non-linear transform, as it is.")
-                    return Start(initial, carried, np.eye(4), carried=True)
-                initial = AffineTransform(linear)
-            if self.settings.init in ("rigid", "affine") or (
-                self.settings.init == "auto" and initial is None
-            ):
+            start = find_start(fixed, moving, masks, initial, self.settings, self.notes, halfway=halfway)
+            searched = self.settings.init == "auto" and initial is None
+            if not start.carried and (searched or self.settings.init in ("rigid", "affine")):
                 self.sources.append(card("affine").citation)
-            matrix = initial_alignment(
-                fixed, moving, self.settings, masks,
-                None if initial is None else initial.moving_from_fixed, notes=self.notes,
-            )  # fmt: skip
-        return Start(AffineTransform(matrix), moving, matrix)
+        return start
 
     def prepare(
-        self, fixed: Volume, masks: Masks | None, guidance: Correspondence | None, start: Start
+        self,
+        fixed: Volume,
+        masks: Masks | None,
+        guidance: Correspondence | None,
+        start: Start,
+        needs: Needs | None,
     ) -> Pair:
         """Both images on one working grid that fits into the memory."""
         if start.carried:
             masks, guidance = carried_along(masks, guidance, start.transform, fixed.grid)
         with self.phase("prepare", 0.1):
-            pair = self._or_on_cpu(lambda: self._prepare(fixed, masks, guidance, start))
+            pair = self._or_on_cpu(lambda: self._prepare(fixed, masks, guidance, start, needs))
             self.notes += pair.notes
         return pair
 
     def _prepare(
-        self, fixed: Volume, masks: Masks | None, guidance: Correspondence | None, start: Start
+        self,
+        fixed: Volume,
+        masks: Masks | None,
+        guidance: Correspondence | None,
+        start: Start,
+        needs: Needs | None,
     ) -> Pair:
-        free = memory_bytes(self.device.device)
+        device, free = self.device.device, memory_bytes(self.device.device)
         limit = None if self.settings.memory_limit_gb or free is None else int(MEMORY_SHARE * free)
-        return prepare(
-            fixed, start.moving, masks, guidance, self.settings, start.moving_from_fixed,
-            device=self.device.device, memory_limit_bytes=limit, check=start.carried,
+        if needs is None or start.halves is None:
+            return prepare(
+                fixed, start.moving, masks, guidance, self.settings, start.moving_from_fixed,
+                device=device, memory_limit_bytes=limit, check=start.carried,
+            )  # fmt: skip
+        if start.carried:
+            self.notes += check_pair(fixed, start.moving, masks, guidance)
+        return prepare_halfway(
+            fixed, start.moving, masks, guidance, self.settings, start.halves, network_mm=needs.spacing_mm,
+            refined=needs.refined, network_bytes=needs.memory_bytes, device=device, memory_limit_bytes=limit,
         )  # fmt: skip
 
     def deform(self, pair: Pair) -> Motion:
@@ -211,8 +226,17 @@ class _Run:
         method = method_named(self.settings.method)
         with self.phase("predict", 0.12):
             motion = method.predict(pair, self.settings, self._within(0.12, 0.25))
+            self.notes += motion.notes
         with self.phase("refine", 0.25):
             return method.refine(motion, pair, self.settings, self._within(0.25, 0.85))
+
+    def flow(self, motion: Motion, cover: Grid) -> Flow:
+        """The motion and its inverse as displacements, on the CPU; a moving half-way grid needs no cover."""
+        steps, taper_mm = self.settings.steps, self.settings.taper_mm
+        if motion.halves is None:
+            return integrate(motion.velocity_vox.cpu(), motion.grid, cover, steps, taper_mm)
+        halves = motion.halves[0].cpu(), motion.halves[1].cpu()
+        return join(motion.velocity_vox.cpu(), halves, motion.grid, steps, taper_mm)
 
     def _within(self, start: float, stop: float) -> Report:
         """A progress receiver for a part of the run."""
@@ -240,51 +264,22 @@ PHASES = {
 }
 
 
-def to_patient(flow: Flow | None, initial: Transform) -> tuple[Transform, Transform]:
-    """Flow and initial alignment as one transform and its inverse, RAS mm; no flow: the latter alone."""
+def to_patient(
+    flow: Flow | None, initial: Transform, halves: Halves | None = None
+) -> tuple[Transform, Transform]:
+    """Flow and initial alignment as one transform and its inverse, RAS mm; no flow: the latter alone.
+
+    halves: of the alignment, around a flow in half-way space.
+    """
     if flow is None:
         return initial, initial.inverse()
     forward = DisplacementTransform(flow.grid, u_mm_from_vox(flow.forward_vox, flow.grid))
     backward = DisplacementTransform(flow.grid, u_mm_from_vox(flow.inverse_vox, flow.grid))
-    return CompositeTransform((forward, initial)), CompositeTransform((initial.inverse(), backward))
-
-
-def linear_matrix(transform: Transform) -> Matrix | None:
-    """The 4x4 matrix of a transform made of linear parts only, else None."""
-    if isinstance(transform, AffineTransform):
-        return transform.moving_from_fixed
-    if isinstance(transform, CompositeTransform):
-        matrix = np.eye(4)
-        for part in transform.parts:
-            linear = linear_matrix(part)
-            if linear is None:
-                return None
-            matrix = linear @ matrix
-        return matrix
-    return None
-
-
-def carried_along(
-    masks: Masks | None, guidance: Correspondence | None, transform: Transform, grid: Grid
-) -> tuple[Masks | None, Correspondence | None]:
-    """Moving mask, labels and landmarks brought to fixed space by a transform, as the image was."""
-    if masks is not None and masks.moving is not None:
-        masks = dataclasses.replace(masks, moving=warp_labels(masks.moving, transform, grid))
-    if guidance is not None:
-        labels, points = guidance.moving_labels, guidance.moving_points_mm
-        guidance = Correspondence(
-            guidance.fixed_labels,
-            None if labels is None else warp_labels(labels, transform, grid),
-            guidance.fixed_points_mm,
-            None if points is None else transform.inverse().map_points(points),
-        )
-    return masks, guidance
-
-
-def background_of(moving: Volume) -> float:
-    """What resampling puts where the moving image has no data: its smallest finite value."""
-    finite = moving.data[torch.isfinite(moving.data)]
-    return float(finite.min()) if finite.numel() else 0.0
+    if halves is None:
+        return CompositeTransform((forward, initial)), CompositeTransform((initial.inverse(), backward))
+    ways = (halves.grid_from_fixed, halves.moving_from_grid, halves.grid_from_moving, halves.fixed_from_grid)
+    start, end, back_start, back_end = (AffineTransform(way) for way in ways)
+    return CompositeTransform((start, forward, end)), CompositeTransform((back_start, backward, back_end))
 
 
 def moving_labels_of(*known: Correspondence | None) -> Volume | None:

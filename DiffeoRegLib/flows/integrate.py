@@ -34,7 +34,7 @@ class Flow:
     """A diffeomorphism and its inverse, (1, d, *grid.shape) displacements in voxels of `grid`.
 
     velocity_vox: what was integrated, (T, d, *grid.shape). steps: time steps taken per velocity field.
-    notes: sentences for the report.
+    notes: sentences for the report.  halves: half-way maps joined with the flow, see flows/halfway.py.
     """
 
     forward_vox: Tensor
@@ -43,6 +43,7 @@ class Flow:
     grid: Grid
     steps: int
     notes: list[str]
+    halves: tuple[Tensor, Tensor] | None = None
 
 
 @torch.no_grad()
@@ -145,6 +146,18 @@ def faded(velocity_vox: Tensor, grid: Grid, wide: Grid, cover: Grid | None, tape
     if cover is None:
         return velocity_vox
     return velocity_vox * _ring(wide, cover, taper_mm).to(velocity_vox)
+
+
+def tapered(u_vox: Tensor, counts: Sequence[int]) -> Tensor:
+    """A field continued by its border for so many voxels at both ends of each axis, falling to zero."""
+    for axis, count in enumerate(counts, start=2):
+        size = u_vox.shape[axis]
+        index = torch.arange(-count, size + count)
+        outside = torch.maximum(-index, index - (size - 1)).clamp(min=0)
+        fall = _cosine_fall(outside.double() / count).to(u_vox)
+        u_vox = u_vox.index_select(axis, index.clamp(0, size - 1).to(u_vox.device))
+        u_vox = u_vox * fall.view([-1 if a == axis else 1 for a in range(u_vox.dim())])
+    return u_vox
 
 
 def _ring(wide: Grid, cover: Grid, taper_mm: float) -> Tensor:

@@ -88,18 +88,30 @@ def logarithm(
 def unfold(velocity_vox: Tensor, least_determinant: float = 0.05) -> tuple[Tensor, int]:
     """The velocity, smoothed where its flow or the reversed flow folds, and the number of rounds that took.
 
-    velocity_vox: (1, d, *spatial).  A cell is bad when a corner determinant is below `least_determinant`;
-    each round blends the smoothed velocity in around the bad cells, farther out from round to round, and
-    after FOLD_ROUNDS rounds the whole velocity is halved until no cell is bad.
+    velocity_vox: (1, d, *spatial).  A cell is bad when a corner determinant is below `least_determinant` in
+    either direction; each round blends the smoothed velocity in around the bad cells, farther out from round
+    to round, and after FOLD_ROUNDS rounds the whole velocity is halved until no cell is bad.
+    The reversed velocity gives the reversed result.
     """
-    rounds, clean, sign = 0, 0, 1.0
-    while clean < 2:  # both directions, one after the other, with nothing changed between
-        bad = _bad_cells(midpoint_exp(sign * velocity_vox), least_determinant)
-        if bool(bad.any()):
-            velocity_vox, rounds, clean = _smoothed(velocity_vox, bad, rounds), rounds + 1, 0
-        else:
-            clean, sign = clean + 1, -sign
-    return velocity_vox, rounds
+    rounds = 0
+    while True:
+        bad = _bad_cells(midpoint_exp(velocity_vox), least_determinant)
+        bad |= _bad_cells(midpoint_exp(-velocity_vox), least_determinant)
+        if not bool(bad.any()):
+            return velocity_vox, rounds
+        velocity_vox, rounds = _smoothed(velocity_vox, bad, rounds), rounds + 1
+
+
+@torch.no_grad()
+def unfold_map(u_vox: Tensor, least_determinant: float) -> tuple[Tensor, int]:
+    """A displacement, smoothed where it folds, and the number of rounds that took; as `unfold` does it.
+
+    u_vox: (1, d, *spatial).
+    """
+    rounds = 0
+    while bool((bad := _bad_cells(u_vox, least_determinant)).any()):
+        u_vox, rounds = _smoothed(u_vox, bad, rounds), rounds + 1
+    return u_vox, rounds
 
 
 @torch.no_grad()
@@ -121,7 +133,7 @@ def flow_without_folds(velocity_vox: Tensor, least_determinant: float) -> tuple[
 def _smoothed(velocity_vox: Tensor, bad: Tensor, number: int) -> Tensor:
     """One round: smoothed around the bad voxels; from round FOLD_ROUNDS on, halved as a whole."""
     if number >= FOLD_ROUNDS:
-        return 0.5 * velocity_vox  # ends: the flow of a vanishing velocity has determinant 1
+        return 0.5 * velocity_vox  # ends: a vanishing velocity or displacement has determinant 1
     reach = 1.5 + 0.25 * number
     strength = 8 * reach ** (velocity_vox.dim() - 2)
     blend = (gaussian_smooth(bad.to(velocity_vox.dtype), reach) * strength).clamp(max=1)

@@ -52,18 +52,12 @@ def local_correlation(radii: Sequence[int], *, squared: bool) -> Similarity:
     """
 
     def forces(fixed: Tensor, moving: Tensor, weight: Tensor) -> Forces:
-        sums = torch.stack(
-            [
-                weight * (fixed.shape[0] * fixed.shape[1]),
-                fixed.sum((0, 1)),
-                moving.sum((0, 1)),
-                (fixed * fixed).sum((0, 1)),
-                (moving * moving).sum((0, 1)),
-                (fixed * moving).sum((0, 1)),
-            ]
-        )
-        sums[1:] *= weight
-        count, fixed_sum, moving_sum, fixed_energy, moving_energy, product = box_sum(sums[None], radii)[0]
+        # One call per image: a matrix product rounds differently in another row, and exchanged images would
+        # no longer give exactly exchanged forces.
+        (count,) = _window_sums(radii, weight * (fixed.shape[0] * fixed.shape[1]))
+        fixed_sum, fixed_energy = _window_sums(radii, *_moments(fixed, weight))
+        moving_sum, moving_energy = _window_sums(radii, *_moments(moving, weight))
+        (product,) = _window_sums(radii, (fixed * moving).sum((0, 1)).mul_(weight))
         count = count.clamp(min=1e-6)
         fixed_mean, moving_mean = fixed_sum / count, moving_sum / count
         flat = count * FLAT_VARIANCE
@@ -84,23 +78,30 @@ def local_correlation(radii: Sequence[int], *, squared: bool) -> Similarity:
         value = 1 - float((correlation * counts).sum()) / windows
         scale = scale * counts
         to_fixed, to_moving = scale * product / fixed_energy, scale * product / moving_energy
-        shares = torch.stack(
-            [
-                scale,
-                to_fixed,
-                to_fixed * fixed_mean - scale * moving_mean,
-                to_moving,
-                to_moving * moving_mean - scale * fixed_mean,
-            ]
-        )
-        shares = box_sum(shares[None], radii)[0] * weight
-        by_fixed = shares[1] * fixed
-        by_fixed.addcmul_(shares[0].expand_as(moving), moving, value=-1).sub_(shares[2])
-        by_moving = shares[3] * moving
-        by_moving.addcmul_(shares[0].expand_as(fixed), fixed, value=-1).sub_(shares[4])
+        cross = _window_sums(radii, scale)[0].mul_(weight)
+        own, rest = _window_sums(radii, to_fixed, to_fixed * fixed_mean - scale * moving_mean)
+        by_fixed = own.mul_(weight) * fixed
+        by_fixed.addcmul_(cross.expand_as(moving), moving, value=-1).sub_(rest.mul_(weight))
+        own, rest = _window_sums(radii, to_moving, to_moving * moving_mean - scale * fixed_mean)
+        by_moving = own.mul_(weight) * moving
+        by_moving.addcmul_(cross.expand_as(fixed), fixed, value=-1).sub_(rest.mul_(weight))
         return Forces(value, by_fixed, by_moving, windows)
 
     return forces
+
+
+def _moments(image: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted sums of an image and of its square over each block, (*coarse)."""
+    return image.sum((0, 1)).mul_(weight), (image * image).sum((0, 1)).mul_(weight)
+
+
+def _window_sums(radii: Sequence[int], *maps: Tensor) -> Tensor:
+    """Sums of maps (*coarse) over the windows, (number of maps, *coarse)."""
+    stacked = maps[0][None] if len(maps) == 1 else torch.stack(maps)
+    sums = box_sum(stacked[None], radii)[0]
+    return (
+        sums.clone() if sums.data_ptr() == stacked.data_ptr() else sums
+    )  # windows of one block: no copy yet
 
 
 def multi_kernel_correlation(radii: Sequence[Sequence[int]], shares: Sequence[float]) -> Similarity:
@@ -135,7 +136,19 @@ def squared_difference(fixed: Tensor, moving: Tensor, weight: Tensor) -> Forces:
 
 
 def mutual_information(fixed: Tensor, moving: Tensor, weight: Tensor) -> Forces:
-    """One minus normalised mutual information over all fine voxels, differentiated by autograd."""
+    """One minus normalised mutual information over all fine voxels, differentiated by autograd.
+
+    The joint histogram of exchanged images is a product of matrices that rounds differently. So the darker
+    image always comes first in it, and exchanged images give exactly exchanged forces.
+    """
+    if float(fixed.sum()) > float(moving.sum()):
+        turned = _information_forces(moving, fixed, weight)
+        return Forces(turned.value, turned.by_moving, turned.by_fixed, 1.0)
+    return _information_forces(fixed, moving, weight)
+
+
+def _information_forces(fixed: Tensor, moving: Tensor, weight: Tensor) -> Forces:
+    """`mutual_information` in the order the images are given in."""
     spatial = (1, 1, -1, *fixed.shape[3:])  # the places of a block stacked along the first axis
     with torch.enable_grad():
         first = fixed.reshape(spatial).requires_grad_()

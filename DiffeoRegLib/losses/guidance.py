@@ -51,8 +51,9 @@ class LabelPull:
             both = 2 * (f * m).sum(axes, keepdim=True)
             mass = (f * f + m * m).sum(axes, keepdim=True) + EPSILON
             dices.append((both / mass).flatten())
-            total += blocks.slope((2 * f - 2 * both / mass * m) / mass, m)
-            total -= blocks.slope((2 * m - 2 * both / mass * f) / mass, f)
+            by_moving = blocks.slope((2 * f - 2 * both / mass * m) / mass, m)
+            by_fixed = blocks.slope((2 * m - 2 * both / mass * f) / mass, f)
+            total += by_moving - by_fixed  # first the difference: exchanged images turn its sign exactly
         self.dice = float(torch.cat(dices).mean())
         return total
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from DiffeoRegLib.catalog import CARDS
 from DiffeoRegLib.errors import UnknownNameError
 from DiffeoRegLib.methods.base import Method
+from DiffeoRegLib.methods.sitreg import SITRegMethod
 from DiffeoRegLib.methods.svf import StationaryVelocity
 
-METHODS: dict[str, type[Method]] = {"svf": StationaryVelocity}
+METHODS: dict[str, type[Method]] = {"sitreg": SITRegMethod, "svf": StationaryVelocity}
 
 
 def method_named(name: str) -> Method:
     """The deformable method of a card; raises UnknownNameError."""
-    if name not in METHODS:
+    known = CARDS[name].method if name in CARDS else name
+    if known not in METHODS:
         raise UnknownNameError("deformable method", name, METHODS)
-    return METHODS[name]()
+    return METHODS[known]()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -12,7 +12,7 @@ from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.grid import Grid
 from DiffeoRegLib.volumes.pair import Pair
 
-__all__ = ["Method", "Motion", "Pair", "Progress", "Report"]
+__all__ = ["HalfwayMethod", "Method", "Motion", "Needs", "Pair", "Progress", "Report"]
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,16 @@ class Motion:
 
     velocity_vox: (T, d, *grid.shape), voxels of `grid` per unit time; T = 1 is a stationary velocity,
     T > 1 piecewise constant in time, each over 1/T.
+    halves: displacements (1, d, *grid.shape), voxels, from half-way space into the moving and into the fixed
+    image; the velocity is then the rest between them: h_moving o exp(v) o h_fixed^-1 leads from fixed to
+    moving.  None: there is nothing but the velocity.
+    notes: sentences for the report.
     """
 
     velocity_vox: Tensor
     grid: Grid
+    halves: tuple[Tensor, Tensor] | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Method(Protocol):
@@ -53,4 +59,26 @@ class Method(Protocol):
 
     def sources(self, settings: Settings) -> list[str]:
         """Citations, beyond the card's, of what a run with these settings uses."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Needs:
+    """What a trained network asks of the half-way grid.
+
+    spacing_mm: its voxel size per axis of the grid.  refined: iterations follow, which need detail.
+    memory_bytes: what it takes on a grid of so many of its voxels.
+    """
+
+    spacing_mm: tuple[float, ...]
+    refined: bool
+    memory_bytes: Callable[[int], int]
+
+
+@runtime_checkable
+class HalfwayMethod(Method, Protocol):
+    """A method that moves both images, to meet in the middle."""
+
+    def needs(self, settings: Settings, dim: int) -> Needs:
+        """What its network needs; raises InputError (and its kinds) for one that is not there or unfit."""
         ...

@@ -42,10 +42,11 @@ class Correspondence:
 class Pair:
     """Two images on one working grid, ready for a method.
 
-    fixed, moving: (1, 1, *grid.shape), intensities in [0, 1]; moving is already resampled through the
+    fixed, moving: (1, 1, *grid.shape), intensities in [0, 1]; both are already resampled through the
     initial alignment, so zero motion means "initial alignment only".
     fixed_mask, moving_mask: (1, 1, *grid.shape) in [0, 1], where the similarity counts; None = everywhere.
-    moving_from_fixed: RAS mm 4x4, the initial alignment (fixed point -> moving point).
+    moving_from_grid, fixed_from_grid: RAS mm 4x4, where a point of the grid's space is read in each image.
+    The grid's space is that of the fixed image, or lies half-way between both.
     fixed_labels, moving_labels: (1, 1, *grid.shape) integer guidance on the working grid, or None.
     fixed_points_vox, moving_points_vox: (1, d, n) guidance landmarks in voxels of the working grid, or None.
     notes: sentences for the report on what preparation did.
@@ -54,7 +55,7 @@ class Pair:
     fixed: Tensor
     moving: Tensor
     grid: Grid
-    moving_from_fixed: Matrix
+    moving_from_grid: Matrix
     fixed_mask: Tensor | None = None
     moving_mask: Tensor | None = None
     fixed_labels: Tensor | None = None
@@ -62,6 +63,7 @@ class Pair:
     fixed_points_vox: Tensor | None = None
     moving_points_vox: Tensor | None = None
     notes: list[str] = field(default_factory=list)
+    fixed_from_grid: Matrix = field(default_factory=lambda: np.eye(4))
 
     def to(self, device: torch.device | str) -> Pair:
         """The pair with all its tensors on another device."""

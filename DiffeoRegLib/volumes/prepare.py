@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -32,6 +34,7 @@ __all__ = [
     "estimate_memory_bytes",
     "fit_to_memory",
     "prepare",
+    "read_pair",
     "working_grid",
 ]
 
@@ -68,21 +71,55 @@ def prepare(
         grid, memory_notes = fit_to_memory(grid, memory_limit_bytes, settings)
         notes += memory_notes
     notes.append(_grid_note(fixed.grid, grid))
-    fixed_mask, moving_mask = _weights(fixed, moving, grid, matrix, masks)
-    labels = _labels_on(grid, matrix, guidance, device)
-    points = _points_on(grid, matrix, guidance, device)
+    return read_pair(
+        fixed, moving, grid, np.eye(4), matrix, masks, guidance, settings, device=device, notes=notes
+    )
+
+
+def read_pair(
+    fixed: Volume,
+    moving: Volume,
+    grid: Grid,
+    fixed_from_grid: Matrix,
+    moving_from_grid: Matrix,
+    masks: Masks,
+    guidance: Correspondence | None,
+    settings: Settings,
+    *,
+    device: torch.device | str,
+    notes: list[str],
+) -> Pair:
+    """Both images, free of NaN, and what belongs to them on a grid, each read through its own RAS mm 4x4.
+
+    What is done to one image does not depend on the other: exchanged images give an exchanged Pair.
+    Raises NoOverlapError.
+    """
+    sides = ((fixed, fixed_from_grid), (moving, moving_from_grid))
+    kept = ((masks.fixed, masks.exclude_fixed), (masks.moving, masks.exclude_moving))
+    weights = [
+        _weight(image, grid, matrix, mask, exclude)
+        for (image, matrix), (mask, exclude) in zip(sides, kept, strict=True)
+    ]
+    _require_overlap(fixed, moving, grid, (fixed_from_grid, moving_from_grid), weights)
+    images = [
+        _image_on(image, grid, matrix, settings, mask, exclude, device)
+        for (image, matrix), (mask, exclude) in zip(sides, kept, strict=True)
+    ]
+    labels = _labels_on(grid, (fixed_from_grid, moving_from_grid), guidance, device)
+    points = _points_on(grid, (fixed_from_grid, moving_from_grid), guidance, device)
     return Pair(
-        fixed=_image_on(fixed, grid, None, settings, masks.fixed, masks.exclude_fixed, device),
-        moving=_image_on(moving, grid, matrix, settings, masks.moving, masks.exclude_moving, device),
+        fixed=images[0],
+        moving=images[1],
         grid=grid,
-        moving_from_fixed=matrix,
-        fixed_mask=None if fixed_mask is None else fixed_mask.to(device),
-        moving_mask=None if moving_mask is None else moving_mask.to(device),
+        moving_from_grid=moving_from_grid,
+        fixed_mask=None if weights[0] is None else weights[0].to(device),
+        moving_mask=None if weights[1] is None else weights[1].to(device),
         fixed_labels=labels[0],
         moving_labels=labels[1],
         fixed_points_vox=points[0],
         moving_points_vox=points[1],
         notes=notes,
+        fixed_from_grid=fixed_from_grid,
     )
 
 
@@ -96,7 +133,7 @@ def _grid_note(fixed: Grid, grid: Grid) -> str:
 def _image_on(
     image: Volume,
     grid: Grid,
-    image_from_grid: Matrix | None,
+    image_from_grid: Matrix,
     settings: Settings,
     mask: Volume | None,
     exclude: bool,
@@ -119,27 +156,37 @@ def _overlaps_window(image: Volume, window: tuple[float, float]) -> bool:
     return min(high, window[1]) - max(low, window[0]) > (window[1] - window[0]) / 3
 
 
-def _weights(
-    fixed: Volume, moving: Volume, grid: Grid, moving_from_fixed: Matrix, masks: Masks
-) -> tuple[Tensor | None, Tensor | None]:
-    """Where each image counts on the working grid; raises NoOverlapError when they never do together."""
-    fixed_mask = _weight(fixed, grid, None, masks.fixed, masks.exclude_fixed)
-    moving_mask = _weight(moving, grid, moving_from_fixed, masks.moving, masks.exclude_moving)
-    seen = inside_field_of_view(moving.grid, grid, moving_from_fixed)
-    most = min(grid.voxel_count, float(np.prod(moving.grid.extent_mm) / np.prod(grid.spacing)))
-    for mask in (fixed_mask, moving_mask):
-        if mask is not None:
-            seen, most = seen * mask, min(most, float(mask.sum()))
+def _require_overlap(
+    fixed: Volume,
+    moving: Volume,
+    grid: Grid,
+    from_grid: tuple[Matrix, Matrix],
+    weights: Sequence[Tensor | None],
+) -> None:
+    """Raises NoOverlapError when the images never count together on the working grid."""
+    seen = inside_field_of_view(fixed.grid, grid, from_grid[0])
+    seen *= inside_field_of_view(moving.grid, grid, from_grid[1])
+    most = min(grid.voxel_count, *[_voxels_of(image.grid, grid) for image in (fixed, moving)])
+    counted = [weight for weight in weights if weight is not None]
+    if len(counted) == 2:
+        seen *= counted[0] * counted[1]
+    elif counted:
+        seen *= counted[0]
+    most = min([most, *[float(weight.sum()) for weight in counted]])
     if float(seen.sum()) <= LEAST_SHARED * most:
         raise NoOverlapError(
             f"'{fixed.name}' and '{moving.name}' share no space after the initial alignment "
             "(within the masks): choose another initial alignment, or give an initial transform."
         )
-    return fixed_mask, moving_mask
+
+
+def _voxels_of(image: Grid, grid: Grid) -> float:
+    """The field of view of an image in voxels of a grid."""
+    return float(np.prod(image.extent_mm) / np.prod(grid.spacing))
 
 
 def _weight(
-    image: Volume, grid: Grid, image_from_grid: Matrix | None, mask: Volume | None, exclude: bool
+    image: Volume, grid: Grid, image_from_grid: Matrix, mask: Volume | None, exclude: bool
 ) -> Tensor | None:
     """Weight of an image on the working grid, or None if it counts everywhere.
 
@@ -159,28 +206,43 @@ def _weight(
 
 
 def _labels_on(
-    grid: Grid, moving_from_fixed: Matrix, guidance: Correspondence | None, device: torch.device | str
+    grid: Grid,
+    from_grid: tuple[Matrix, Matrix],
+    guidance: Correspondence | None,
+    device: torch.device | str,
 ) -> tuple[Tensor | None, Tensor | None]:
     if guidance is None or guidance.fixed_labels is None or guidance.moving_labels is None:
         return None, None
-    both = ((guidance.fixed_labels, None), (guidance.moving_labels, moving_from_fixed))
     fixed, moving = (
         resample_affine(labels, grid, matrix, mode="nearest", outside="zeros").round().to(device, torch.int32)
-        for labels, matrix in both
+        for labels, matrix in zip((guidance.fixed_labels, guidance.moving_labels), from_grid, strict=True)
     )
     return fixed, moving
 
 
 def _points_on(
-    grid: Grid, moving_from_fixed: Matrix, guidance: Correspondence | None, device: torch.device | str
+    grid: Grid,
+    from_grid: tuple[Matrix, Matrix],
+    guidance: Correspondence | None,
+    device: torch.device | str,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Landmarks (1, d, n) in working voxels; moving ones where the inverse initial alignment puts them."""
+    """Landmarks (1, d, n) in working voxels, where the inverse initial alignment puts them."""
     if guidance is None or guidance.fixed_points_mm is None or guidance.moving_points_mm is None:
         return None, None
-    back = np.linalg.inv(moving_from_fixed)
-    moved_mm = np.asarray(guidance.moving_points_mm) @ back[:3, :3].T + back[:3, 3]
     fixed, moving = (
-        tensor_from_array(np.ascontiguousarray(grid.index_from_world(points).T)[None], torch.float32, device)
-        for points in (np.asarray(guidance.fixed_points_mm), moved_mm)
+        tensor_from_array(
+            np.ascontiguousarray(grid.index_from_world(_back(points, matrix)).T)[None],
+            torch.float32,
+            device,
+        )
+        for points, matrix in zip(
+            (guidance.fixed_points_mm, guidance.moving_points_mm), from_grid, strict=True
+        )
     )
     return fixed, moving
+
+
+def _back(points_mm: Matrix, image_from_grid: Matrix) -> Matrix:
+    """Points (n, 3) of an image in the grid's space, RAS mm."""
+    back = np.linalg.inv(image_from_grid)
+    return np.asarray(np.asarray(points_mm) @ back[:3, :3].T + back[:3, 3])

@@ -152,8 +152,13 @@ class _Kept:
 
     def jacobian(self) -> Image:
         """The determinant of the deformation at the fixed voxels; of all of it after a non-linear start."""
-        linear_start = isinstance(self.result.initial, AffineTransform)
-        bending = [part for part in self.forward if not (linear_start and isinstance(part, AffineTransform))]
+        bending: list[Transform] = list(self.forward)
+        if isinstance(self.result.initial, AffineTransform):
+            bending = [part for part in bending if not isinstance(part, AffineTransform)]
+            if bending and isinstance(
+                self.forward[0], AffineTransform
+            ):  # seen from the fixed image, and back
+                bending = [self.forward[0], *bending, self.forward[0].inverse()]
         u_mm = displacement_on(CompositeTransform(bending), self.fixed.grid)
         determinant = jacobian_determinant(u_vox_from_mm(u_mm, self.fixed.grid))[0]
         return self.image(Volume(determinant, self.fixed.grid, "Jacobian determinant"))
@@ -175,10 +180,11 @@ def _kept(kept: _Kept, wanted: Mapping[str, Any], interpolation: str) -> dict[st
     report["notes"] = [*report["notes"], *kept.notes]
     velocity = None
     if wanted.get("velocity") and result.motion is not None:
-        if len(result.motion.velocity_vox) == 1:
+        missing = _no_velocity(result.motion)
+        if missing is None:
             velocity = kept.velocity(result.motion, int(report["steps"]))
         else:
-            report["notes"] = [*report["notes"], "The velocity changes with time and is not kept."]
+            report["notes"] = [*report["notes"], missing]
     return {
         "transform": parts_of(kept.forward),
         "inverse": parts_of(kept.backward),
@@ -188,6 +194,13 @@ def _kept(kept: _Kept, wanted: Mapping[str, Any], interpolation: str) -> dict[st
         "jacobian": kept.jacobian() if wanted.get("jacobian") and result.motion is not None else None,
         "report": json_safe(report),
     }
+
+
+def _no_velocity(motion: Motion) -> str | None:
+    """Why the way to a transform is not that of one velocity; None where it is."""
+    if motion.halves is not None:
+        return "A network's map is not the flow of one velocity, so there is none to keep."
+    return None if len(motion.velocity_vox) == 1 else "The velocity changes with time and is not kept."
 
 
 def _initial(transform: Transform) -> Parts:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
-import scipy.linalg
 
 from DiffeoRegLib.space.grid import Matrix
+from DiffeoRegLib.space.powers import affine_exponential, matrix_logarithm
 
-PRECISION = 1e-8
 WHOLE = (
     "The linear part of this transform has no gradual form (it mirrors or turns by half a circle), "
     "so it is applied whole at every position of the slider."
@@ -23,13 +20,7 @@ def matrix_power(matrix: Matrix, fraction: float) -> tuple[Matrix, str | None]:
     """
     if fraction == 1 or np.array_equal(matrix, np.eye(4)):
         return matrix, None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scipy warns of an inexact logarithm; the check below decides
-        logarithm = np.asarray(scipy.linalg.logm(matrix))
-    real = logarithm.real
-    scale = max(1.0, float(np.abs(matrix).max()))
-    if not np.isfinite(real).all() or np.abs(scipy.linalg.expm(real) - matrix).max() > PRECISION * scale:
+    logarithm = matrix_logarithm(matrix)
+    if logarithm is None:
         return matrix, WHOLE
-    part = np.asarray(scipy.linalg.expm(fraction * real), dtype=np.float64)
-    part[3] = (0.0, 0.0, 0.0, 1.0)
-    return part, None
+    return affine_exponential(fraction * logarithm), None

@@ -34,6 +34,7 @@ SHORT_AXIS = 8
 BEYOND_A_CUT = 3
 """Nodes added where a field ends abruptly, so that the layer of zeros is out of reach of the image."""
 FIT_PRECISION = 1e-6
+COARSER = 1.25
 MEGABYTE = 2**20
 
 
@@ -72,9 +73,16 @@ def _fit(size: int, stride: int) -> Banded:
 def stored_form(transform: Transform, fixed: Grid, storage: str, axis: int | None) -> list[Transform]:
     """The parts of a transform as the scene keeps them, first acts first.
 
-    axis: of a single voxel in the fixed image, None in 3D.
+    axis: of a single voxel in the fixed image, None in 3D.  A field between two linear maps lives in a space
+    of its own, half-way between the images, and keeps its own grid's axes; others take those of the image.
+    Half the resolution means half the image's: such a field that is coarser than the image keeps all nodes.
     """
     if isinstance(transform, CompositeTransform):
+        kinds = [type(part) for part in transform.parts]
+        if kinds == [AffineTransform, DisplacementTransform, AffineTransform]:
+            own: Grid = transform.parts[1].grid  # type: ignore[attr-defined]
+            storage = "full" if min(own.spacing) > COARSER * min(fixed.spacing) else storage
+            fixed = own
         return [part for whole in transform.parts for part in stored_form(whole, fixed, storage, axis)]
     if isinstance(transform, InverseTransform):
         grid = transform.forward.grid

@@ -97,7 +97,7 @@ def landmark_errors_mm(problem: Problem, start: Start | None) -> Points:
         u_vox = exp(start.motion.velocity_vox, "auto")
         moved = sample(u_vox, tensor_from_array(index.T[None], u_vox.dtype))
         points = grid.world_from_index(index + array_from_tensor(moved)[0].T)
-    affine = problem.pair.moving_from_fixed
+    affine = problem.pair.moving_from_grid
     errors: Points = np.linalg.norm(
         points @ affine[:3, :3].T + affine[:3, 3] - problem.moving_points_mm, axis=1
     )

@@ -1,0 +1,101 @@
+"""Two half-way maps and the flow between them, joined to one map and its inverse.
+
+Everything is done for one direction and, by the same calls, for the other: exchanged half-way maps and a
+reversed velocity give the exchanged result to the last bit.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from DiffeoRegLib.flows.exponential import exp, midpoint_squarings
+from DiffeoRegLib.flows.integrate import (
+    INVERSE_TOLERANCE_VOX,
+    LEAST_DETERMINANT,
+    TAPER_PER_MM,
+    Flow,
+    tapered,
+)
+from DiffeoRegLib.flows.inversion import invert
+from DiffeoRegLib.flows.logarithm import make_consistent, unfold, unfold_map
+from DiffeoRegLib.space.field import compose
+from DiffeoRegLib.space.grid import Grid
+from DiffeoRegLib.space.jacobian import minimum_corner_determinant
+
+Pair = tuple[Tensor, Tensor]
+
+LEAST_RING_MM = 10.0
+"""Around the working grid maps fall to the identity over at least this distance."""
+WIDER = 1.5
+MOST_WIDER = 4
+"""A ring in which a half-way map folds is widened by this factor, so often."""
+CONSISTENT_ROUNDS = 2
+"""The first takes the error of resampling off both directions; one more is for what that leaves."""
+
+
+@torch.no_grad()
+def join(
+    velocity_vox: Tensor,
+    halves: Pair,
+    grid: Grid,
+    steps: int | Literal["auto"] = "auto",
+    taper_mm: float | None = None,
+) -> Flow:
+    """h_moving o exp(v) o h_fixed^-1 and its inverse h_fixed o exp(-v) o h_moving^-1, without folds.
+
+    velocity_vox: (1, d, *grid.shape), voxels.  halves: the displacements of h_moving and h_fixed, the same.
+    steps: of the flow, rounded up to a power of two; `auto` = the fewest, and its velocity is smoothed where
+    it folds.  taper_mm: least width of the ring around `grid` in which everything falls to the identity;
+    None = as wide as the motion at the border needs.
+    """
+    notes: list[str] = []
+    first, rounds_first = unfold_map(halves[0], LEAST_DETERMINANT)
+    second, rounds_second = unfold_map(halves[1], LEAST_DETERMINANT)
+    velocity_vox, rounds = unfold(velocity_vox, LEAST_DETERMINANT) if steps == "auto" else (velocity_vox, 0)
+    wide, (velocity_vox, first, second) = _in_ring(velocity_vox, (first, second), grid, taper_mm)
+    back_first, back_second = (invert(u, "mixed", INVERSE_TOLERANCE_VOX) for u in (first, second))
+    squarings = midpoint_squarings(velocity_vox) if steps == "auto" else math.ceil(math.log2(steps))
+    if bool((velocity_vox != 0).any()):
+        onward, back = (exp(sign * velocity_vox, squarings, first_step=2) for sign in (1.0, -1.0))
+        back_second, back_first = compose(onward, back_second), compose(back, back_first)
+        del onward, back
+    forward, inverse = compose(first, back_second), compose(second, back_first)
+    del back_first, back_second
+    forward, inverse = make_consistent(forward, inverse, CONSISTENT_ROUNDS)
+    forward, rounds_forward = unfold_map(forward, LEAST_DETERMINANT)
+    inverse, rounds_inverse = unfold_map(inverse, LEAST_DETERMINANT)
+    rounds += rounds_first + rounds_second + rounds_forward + rounds_inverse
+    if rounds:
+        notes.append(f"The maps were smoothed where they would fold, in {rounds} rounds.")
+    return Flow(forward, inverse, velocity_vox, wide, 2**squarings, notes, (first, second))
+
+
+def _in_ring(
+    velocity_vox: Tensor, halves: Pair, grid: Grid, taper_mm: float | None
+) -> tuple[Grid, tuple[Tensor, Tensor, Tensor]]:
+    """All three on a grid with a ring around it, in which they fall to zero and no half-way map folds."""
+    width_mm = taper_mm
+    if width_mm is None:
+        longest = max(_on_border_mm(u, grid) for u in (velocity_vox, *halves))
+        width_mm = max(LEAST_RING_MM, TAPER_PER_MM * longest)
+    for attempt in range(MOST_WIDER + 1):
+        counts = [max(1, math.ceil(width_mm / spacing)) for spacing in grid.spacing]
+        first, second = (tapered(u, counts) for u in halves)
+        lowest = min(float(minimum_corner_determinant(u).min()) for u in (first, second))
+        if lowest > 0 or attempt == MOST_WIDER:
+            break
+        width_mm = WIDER * max(width_mm, max(grid.spacing))
+    if lowest <= 0:
+        first, second = (unfold_map(u, LEAST_DETERMINANT)[0] for u in (first, second))
+    return grid.padded(counts, counts), (tapered(velocity_vox, counts), first, second)
+
+
+def _on_border_mm(u_vox: Tensor, grid: Grid) -> float:
+    """Length of the longest vector on the outer faces of a field (1, d, *grid.shape), mm."""
+    length = (u_vox * u_vox.new_tensor(grid.spacing).view(1, -1, *[1] * grid.dim)).square().sum(1).sqrt()
+    ends = [length.select(1 + axis, end).amax() for axis in range(grid.dim) for end in (0, -1)]
+    return float(torch.stack(ends).amax())

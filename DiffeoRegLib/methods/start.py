@@ -1,0 +1,131 @@
+"""Where a registration starts: the initial alignment, and the two halves of it where images meet half-way."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from DiffeoRegLib.methods.affine import initial_alignment
+from DiffeoRegLib.settings import Settings
+from DiffeoRegLib.space.grid import Grid, Matrix
+from DiffeoRegLib.space.transform import AffineTransform, CompositeTransform, Transform
+from DiffeoRegLib.volumes.halfway import Halves, exchanged_masks, fixed_first, halves_of
+from DiffeoRegLib.volumes.pair import Correspondence, Masks
+from DiffeoRegLib.volumes.resample import warp_labels, warp_volume
+from DiffeoRegLib.volumes.volume import Volume
+
+BACKWARD = "The alignment was computed from the moving to the fixed image; the lines above say that one."
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """The initial alignment.
+
+    moving: what is registered: the moving image itself, or, after a given non-linear transform, that image
+    already carried to the fixed grid.  moving_from_fixed: RAS mm 4x4 that leads to it.
+    halves: its two halves, for methods that meet half-way.
+    """
+
+    transform: Transform
+    moving: Volume
+    moving_from_fixed: Matrix
+    carried: bool = False
+    halves: Halves | None = None
+
+
+def find_start(
+    fixed: Volume,
+    moving: Volume,
+    masks: Masks | None,
+    initial: Transform | None,
+    settings: Settings,
+    notes: list[str],
+    *,
+    halfway: bool = False,
+) -> Start:
+    """The alignment that settings.init and `initial` ask for; sentences for the report go to `notes`.
+
+    halfway: both halves of it, too, and the same whichever image is called fixed.
+    Raises NoOverlapError when the two images hardly share space afterwards.
+    """
+    given = None
+    if initial is not None:
+        given = linear_matrix(initial)
+        if given is None:
+            carried = warp_volume(moving, initial, fixed.grid, fill=background_of(moving))
+            notes.append("Initial alignment: the given non-linear transform, as it is.")
+            halves = halves_of(np.eye(4))[0] if halfway else None
+            return Start(initial, carried, np.eye(4), True, halves)
+    if not halfway:
+        matrix = initial_alignment(fixed, moving, settings, masks, given, notes=notes)
+        return Start(AffineTransform(matrix), moving, matrix)
+    found = _halves(fixed, moving, masks, given, settings, notes)
+    matrix = found.moving_from_grid @ found.grid_from_fixed
+    return Start(AffineTransform(matrix), moving, matrix, False, found)
+
+
+def _halves(
+    fixed: Volume,
+    moving: Volume,
+    masks: Masks | None,
+    given: Matrix | None,
+    settings: Settings,
+    notes: list[str],
+) -> Halves:
+    """Halves of the alignment, computed from the image that comes first to the other one."""
+    order = fixed_first(fixed, moving, masks)
+    if order is None and given is None:
+        notes.append("Initial alignment: none, the images are the same.")
+        return halves_of(np.eye(4))[0]
+    if order is not False:
+        matrix = initial_alignment(fixed, moving, settings, masks, given, notes=notes)
+    else:
+        back = None if given is None else np.asarray(np.linalg.inv(given), dtype=np.float64)
+        matrix = initial_alignment(moving, fixed, settings, exchanged_masks(masks), back, notes=notes)
+        if given is None and settings.init not in ("identity", "geometry", "mass"):
+            notes.append(BACKWARD)
+    halves, problem = halves_of(matrix)
+    if problem is not None:
+        notes.append(problem)
+    return halves if order is not False else halves.exchanged()
+
+
+def linear_matrix(transform: Transform) -> Matrix | None:
+    """The 4x4 matrix of a transform made of linear parts only, else None."""
+    if isinstance(transform, AffineTransform):
+        return transform.moving_from_fixed
+    if isinstance(transform, CompositeTransform):
+        matrix = np.eye(4)
+        for part in transform.parts:
+            linear = linear_matrix(part)
+            if linear is None:
+                return None
+            matrix = linear @ matrix
+        return matrix
+    return None
+
+
+def carried_along(
+    masks: Masks | None, guidance: Correspondence | None, transform: Transform, grid: Grid
+) -> tuple[Masks | None, Correspondence | None]:
+    """Moving mask, labels and landmarks brought to fixed space by a transform, as the image was."""
+    if masks is not None and masks.moving is not None:
+        masks = dataclasses.replace(masks, moving=warp_labels(masks.moving, transform, grid))
+    if guidance is not None:
+        labels, points = guidance.moving_labels, guidance.moving_points_mm
+        guidance = Correspondence(
+            guidance.fixed_labels,
+            None if labels is None else warp_labels(labels, transform, grid),
+            guidance.fixed_points_mm,
+            None if points is None else transform.inverse().map_points(points),
+        )
+    return masks, guidance
+
+
+def background_of(moving: Volume) -> float:
+    """What resampling puts where the moving image has no data: its smallest finite value."""
+    finite = moving.data[torch.isfinite(moving.data)]
+    return float(finite.min()) if finite.numel() else 0.0
