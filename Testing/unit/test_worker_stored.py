@@ -14,6 +14,7 @@ from DiffeoRegLib.space.transform import AffineTransform, CompositeTransform, Di
 from DiffeoRegLib.volumes.placed import shear_of
 from DiffeoRegLib.worker.cubic import CubicField
 from DiffeoRegLib.worker.stored import facts, parts_of, stored_field, stored_form
+from Testing.fake_run import known_motion
 from Testing.scenes import points_of, turned_grid
 
 FIXED = turned_grid((20, 24, 22), (1.5, 1.2, 2.0), 20, (2,))
@@ -116,3 +117,19 @@ def test_a_fold_in_the_stored_field_is_counted():
     u[0, 0, 4, 4, 4] = 5.0
     grid = Grid((8, 8, 8), np.eye(4)[[2, 1, 0, 3]])
     assert facts([CubicField(grid, u)], CubicField(grid, u), grid, [], grid)["folded_percent"] > 0
+
+
+@pytest.mark.parametrize(("spacing", "kept"), [(2.0, 2.0), (1.2, 2.4)])
+def test_a_half_way_field_keeps_its_axes_and_what_detail_it_has(spacing, kept):
+    """Half the resolution is half the image's; a field coarser than that keeps every node."""
+    fixed = turned_grid((30, 30, 30), (1.4, 1.4, 1.4), 25)
+    grid = turned_grid((24, 26, 22), (spacing,) * 3)
+    field, _ = known_motion(grid)
+    whole = CompositeTransform([SHIFT, field, SHIFT.inverse()])
+    stored = stored_form(whole, fixed, "half", None)
+    assert stored[1].grid.spacing == pytest.approx([kept] * 3)
+    directions = stored[1].grid.world_from_voxel[:3, :3] / kept
+    np.testing.assert_allclose(directions, grid.world_from_voxel[:3, :3] / spacing, atol=1e-9)
+    points = points_of(fixed)[::7]
+    error = np.linalg.norm(CompositeTransform(stored).map_points(points) - whole.map_points(points), axis=1)
+    assert np.percentile(error, 95) < 0.05
