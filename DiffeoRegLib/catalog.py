@@ -89,6 +89,7 @@ class Card:
     refinable: iterations and regularity of the instance optimisation can be set.
     weights: files without which it does not run; empty for a method that was not trained.
     method: name of the engine's method; empty = the card's name.
+    network: name of the network that its weights are for; empty = that of the method.
     version, modality, anatomy, training_data, training_licence: of a trained model, in words.
     spacing_mm: voxel size that the trained network works at.  measured: what the network needed.
     halfway: both images meet in the middle, so that exchanging them exchanges the results exactly.
@@ -122,10 +123,13 @@ class Card:
     measured: Measured | None = None
     halfway: bool = False
     own_weights: bool = False
+    network: str = ""
 
     def __post_init__(self) -> None:
         if not self.method:
             object.__setattr__(self, "method", self.name)
+        if not self.network:
+            object.__setattr__(self, "network", self.method)
         if self.own_weights and self.weights:
             raise SettingsError(f"'{self.name}' runs with the user's weights, so it cannot have its own.")
         spacing = self.spacing_mm
@@ -191,6 +195,7 @@ class Model:
             weights=(self.weights,), method=self.method, version=self.version, modality=self.modality,
             anatomy=self.anatomy, spacing_mm=self.spacing_mm, training_data=self.training_data.description,
             training_licence=self.training_data.licence, measured=self.measured, halfway=method.halfway,
+            network=method.network,
         )  # fmt: skip
 
 
@@ -233,6 +238,17 @@ METHOD_CARDS = (
         symmetric=True,
         halfway=True,
         own_weights=True,
+    ),
+    Card(
+        name="voxelmorph",
+        title="VoxelMorph-diff with weights of your own",
+        use="A network that you trained (diffeoreg train), from fixed to moving: for comparison with SITReg.",
+        citation=(
+            "Dalca AV, Balakrishnan G, Guttag J, Sabuncu MR. Unsupervised learning of probabilistic "
+            "diffeomorphic registration for images and surfaces. Med Image Anal 2019;57:226-236."
+        ),
+        own_weights=True,
+        network="voxelmorph-diff",
     ),
 )
 

@@ -18,7 +18,7 @@ from DiffeoRegLib.device import DeviceChoice, choose_device, memory_bytes, set_t
 from DiffeoRegLib.flows.halfway import join
 from DiffeoRegLib.flows.integrate import Flow, integrate
 from DiffeoRegLib.methods import method_named
-from DiffeoRegLib.methods.base import HalfwayMethod, Motion, Needs, Progress, Report
+from DiffeoRegLib.methods.base import Motion, Needs, NetworkMethod, Progress, Report
 from DiffeoRegLib.methods.start import Start, background_of, carried_along, find_start, linear_matrix
 from DiffeoRegLib.networks.weights import check_weights
 from DiffeoRegLib.report.measure import measure
@@ -28,7 +28,7 @@ from DiffeoRegLib.space.grid import Grid
 from DiffeoRegLib.space.sample import Mode
 from DiffeoRegLib.space.transform import AffineTransform, CompositeTransform, DisplacementTransform, Transform
 from DiffeoRegLib.volumes.checks import check_pair
-from DiffeoRegLib.volumes.halfway import Halves, prepare_halfway
+from DiffeoRegLib.volumes.halfway import Halves, fixed_space, prepare_halfway
 from DiffeoRegLib.volumes.pair import Correspondence, Masks, Pair
 from DiffeoRegLib.volumes.prepare import prepare
 from DiffeoRegLib.volumes.resample import warp_labels, warp_volume
@@ -96,7 +96,7 @@ def register(
     run = _Run(settings, progress)
     run.notes += check_pair(fixed, moving, masks, guidance, evaluation)
     needs = run.needs(fixed.grid.dim)
-    start = run.align(fixed, moving, masks, initial, halfway=needs is not None)
+    start = run.align(fixed, moving, masks, initial)
     flow, motion = None, None
     if method.deformable:
         pair = run.prepare(fixed, masks, guidance, start, needs)
@@ -151,17 +151,16 @@ class _Run:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
     def needs(self, dim: int) -> Needs | None:
-        """What a method that meets half-way needs; None for the others."""
-        if not card(self.settings.method).halfway:
+        """What a method with a trained network needs; None for the others."""
+        if not card(self.settings.method).trained:
             return None
         method = method_named(self.settings.method)
-        assert isinstance(method, HalfwayMethod)
+        assert isinstance(method, NetworkMethod)
         return method.needs(self.settings, dim)
 
-    def align(
-        self, fixed: Volume, moving: Volume, masks: Masks | None, initial: Transform | None, *, halfway: bool
-    ) -> Start:
+    def align(self, fixed: Volume, moving: Volume, masks: Masks | None, initial: Transform | None) -> Start:
         """The initial alignment asked for."""
+        halfway = card(self.settings.method).halfway
         with self.phase("align", 0.0):
             start = find_start(fixed, moving, masks, initial, self.settings, self.notes, halfway=halfway)
             searched = self.settings.init == "auto" and initial is None
@@ -195,15 +194,16 @@ class _Run:
     ) -> Pair:
         device, free = self.device.device, memory_bytes(self.device.device)
         limit = None if self.settings.memory_limit_gb or free is None else int(MEMORY_SHARE * free)
-        if needs is None or start.halves is None:
+        if needs is None:
             return prepare(
                 fixed, start.moving, masks, guidance, self.settings, start.moving_from_fixed,
                 device=device, memory_limit_bytes=limit, check=start.carried,
             )  # fmt: skip
         if start.carried:
             self.notes += check_pair(fixed, start.moving, masks, guidance)
+        halves = start.halves or fixed_space(start.moving_from_fixed)
         return prepare_halfway(
-            fixed, start.moving, masks, guidance, self.settings, start.halves, network_mm=needs.spacing_mm,
+            fixed, start.moving, masks, guidance, self.settings, halves, network_mm=needs.spacing_mm,
             refined=needs.refined, network_bytes=needs.memory_bytes, device=device, memory_limit_bytes=limit,
         )  # fmt: skip
 

@@ -80,7 +80,11 @@ def _take(source: Path, given: argparse.Namespace, entry: dict[str, Any], target
     version = given.version or entry.get("version")
     if not licence or not version:
         raise InputError("New weights need their --licence and a --version.")
-    entry["method"] = stored.description["network"]["name"]
+    network = stored.description["network"]["name"]
+    methods = [card.name for card in catalog.METHOD_CARDS if card.own_weights and card.network == network]
+    if not methods:
+        raise InputError(f"'{source}' holds weights of '{network}', which no method runs.")
+    entry["method"] = methods[0]
     entry["spacing_mm"] = list(network_spacing_mm(stored.description, str(source)))
     write_checkpoint(target, stored.tensors, without_folders(stored.description))
     content = target.read_bytes()

@@ -26,7 +26,7 @@ USED_BY: dict[str, Callable[[Card], bool]] = {
     "wantJacobian": lambda card: card.deformable,
     "storageCombo": lambda card: card.deformable,
     "storageSize": lambda card: card.deformable,
-    "largeCombo": lambda card: card.deformable and not card.halfway,  # a network needs no search
+    "largeCombo": lambda card: card.deformable and not card.trained,  # a network needs no search
     "windowSpin": lambda card: card.deformable,
     "guidanceWeightSpin": lambda card: card.deformable,
     "modelWeights": lambda card: bool(card.weights),

@@ -149,7 +149,7 @@ def settings_from(parameters: Any, *, device: str = "auto", threads: int | None 
     if method.deformable:
         changes |= {"regularity": flow.regularity, "guidance_weight": advanced.guidanceWeight}
         changes |= {"similarity": advanced.similarity or None, "window_vox": advanced.window or None}
-        if not method.halfway:
+        if not method.trained:
             changes["large_displacement"] = {"on": True, "off": False}.get(advanced.largeDisplacement)
     if method.refinable and flow.refinement != AS_PRESET:
         changes["dense_iterations"] = flow.refinement

@@ -7,7 +7,15 @@ from typing import NoReturn
 
 from DiffeoRegLib import __version__
 from DiffeoRegLib.catalog import CARDS
-from DiffeoRegLib.cli.training_arguments import TRAIN, TRAIN_EXAMPLES, pairs_flags, train_flags
+from DiffeoRegLib.cli.training_arguments import (
+    IMPORT,
+    IMPORT_EXAMPLES,
+    TRAIN,
+    TRAIN_EXAMPLES,
+    import_flags,
+    pairs_flags,
+    train_flags,
+)
 from DiffeoRegLib.errors import SettingsError
 from DiffeoRegLib.settings import EFFORTS, INITS, INTERPOLATIONS, PRESETS, SIMILARITIES
 
@@ -76,6 +84,8 @@ def build_parser() -> argparse.ArgumentParser:
     _apply(commands)
     _evaluate(commands)
     train_flags(_command(commands, "train", "train a network", TRAIN, TRAIN_EXAMPLES))
+    summary = "use weights that the authors of SITReg published"
+    import_flags(_command(commands, "import-weights", summary, IMPORT, IMPORT_EXAMPLES), _numbers)
     _methods(commands)
     _device(commands)
     return parser

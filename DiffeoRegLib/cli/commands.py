@@ -13,6 +13,7 @@ from DiffeoRegLib.cli.catalogue import method_lines
 from DiffeoRegLib.cli.console import Console
 from DiffeoRegLib.cli.evaluate import evaluate
 from DiffeoRegLib.cli.evaluate_pairs import evaluate_pairs
+from DiffeoRegLib.cli.import_weights import import_weights
 from DiffeoRegLib.cli.inputs import (
     check_flags,
     guidance_and_evaluation,
@@ -180,6 +181,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Console], None]] = {
     "apply": apply,
     "evaluate": lambda flags, console: (evaluate_pairs if flags.pairs else evaluate)(flags, console),
     "train": train,
+    "import-weights": import_weights,
     "methods": methods,
     "device": device,
 }

@@ -1,8 +1,11 @@
-"""The flags of `train`, and those of `evaluate` for a method over a table of pairs."""
+"""The flags of `train` and `import-weights`, and those of `evaluate` for a method over a table of pairs."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+
+from DiffeoRegLib.networks.published import PUBLISHED
 
 TRAIN = """\
 Train a network as CONFIG says and write to RUN:
@@ -25,6 +28,20 @@ examples:
 
 exit status: 0 done or stopped in time, 2 unusable settings or data, 3 the disk is full, 4 out of memory,
 130 stopped by Ctrl-C after the step at work (it can be resumed), 1 anything unexpected.
+"""
+
+IMPORT = """\
+Turn PUBLISHED, a checkpoint of the authors' SITReg code (honkamj/SITReg), into weights for --method sitreg.
+Only numbers are read from it: nothing in the file can run. What was found is said, and kept in OUT.
+
+The file does not say which way its images lay or how large their voxels were. Those of OASIS are known.
+"""
+
+IMPORT_EXAMPLES = """\
+examples:
+  diffeoreg import-weights model.pt -o oasis.safetensors --like oasis
+  diffeoreg import-weights model.pt -o mine.safetensors --like mine.yaml --axes RAS --spacing-mm 2
+  diffeoreg register fixed.nii.gz moving.nii.gz -o out/ --method sitreg --weights oasis.safetensors
 """
 
 
@@ -51,6 +68,31 @@ def train_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of each process")
+
+
+def import_flags(parser: argparse.ArgumentParser, numbers: Callable[[str], tuple[float, ...]]) -> None:
+    """The flags of `diffeoreg import-weights`; numbers: reads a list of lengths."""
+    parser.add_argument("published", metavar="PUBLISHED", help="checkpoint file of the authors' code")
+    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="file to write, .safetensors")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    parser.add_argument(
+        "--like",
+        metavar="NAME",
+        required=True,
+        help=f"which network it is: {', '.join(PUBLISHED)}, or the YAML file of a training run like it",
+    )
+    parser.add_argument(
+        "--spacing-mm",
+        type=numbers,
+        metavar="MM",
+        help="voxel size it was trained at: one number, or one each along S, A, R",
+    )
+    parser.add_argument(
+        "--axes",
+        metavar="XYZ",
+        help="where the axes of the authors' arrays pointed, such as LIA: to the left, down, to the front",
+    )
+    parser.add_argument("--licence", metavar="NAME", help="of the weights, kept in OUT")
 
 
 def pairs_flags(group: argparse._ArgumentGroup) -> None:

@@ -7,8 +7,13 @@ from DiffeoRegLib.errors import UnknownNameError
 from DiffeoRegLib.methods.base import Method
 from DiffeoRegLib.methods.sitreg import SITRegMethod
 from DiffeoRegLib.methods.svf import StationaryVelocity
+from DiffeoRegLib.methods.voxelmorph import VoxelMorphMethod
 
-METHODS: dict[str, type[Method]] = {"sitreg": SITRegMethod, "svf": StationaryVelocity}
+METHODS: dict[str, type[Method]] = {
+    "sitreg": SITRegMethod,
+    "svf": StationaryVelocity,
+    "voxelmorph": VoxelMorphMethod,
+}
 
 
 def method_named(name: str) -> Method:

@@ -12,7 +12,7 @@ from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.grid import Grid
 from DiffeoRegLib.volumes.pair import Pair
 
-__all__ = ["HalfwayMethod", "Method", "Motion", "Needs", "Pair", "Progress", "Report"]
+__all__ = ["Method", "Motion", "Needs", "NetworkMethod", "Pair", "Progress", "Report"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Method(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Needs:
-    """What a trained network asks of the half-way grid.
+    """What a trained network asks of the working grid.
 
     spacing_mm: its voxel size per axis of the grid.  refined: iterations follow, which need detail.
     memory_bytes: what it takes on a grid of so many of its voxels.
@@ -76,8 +76,8 @@ class Needs:
 
 
 @runtime_checkable
-class HalfwayMethod(Method, Protocol):
-    """A method that moves both images, to meet in the middle."""
+class NetworkMethod(Method, Protocol):
+    """A method with a trained network, which works at its own voxel size."""
 
     def needs(self, settings: Settings, dim: int) -> Needs:
         """What its network needs; raises InputError (and its kinds) for one that is not there or unfit."""

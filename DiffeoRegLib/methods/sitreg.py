@@ -11,32 +11,36 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from DiffeoRegLib.catalog import card
-from DiffeoRegLib.device import native_bfloat16
-from DiffeoRegLib.errors import InputError, SettingsError, UnknownNameError, WeightsError
+from DiffeoRegLib.errors import SettingsError, UnknownNameError, WeightsError
 from DiffeoRegLib.flows.inversion import invert_at
 from DiffeoRegLib.methods.base import Motion, Needs, Pair, Progress, Report
 from DiffeoRegLib.methods.svf import StationaryVelocity
+from DiffeoRegLib.methods.trained import (
+    looks_at,
+    precision_on,
+    refined,
+    refinement,
+    refinement_sources,
+    require_dimension,
+    spacing_of,
+    strides_on,
+)
 from DiffeoRegLib.networks.pyramid import PyramidConfig
 from DiffeoRegLib.networks.sitreg import SITReg
 from DiffeoRegLib.networks.sitreg_maps import MODES, Mode, SITRegMaps
 from DiffeoRegLib.networks.sitreg_options import PRECISIONS, Precision
 from DiffeoRegLib.networks.weights import network_for
 from DiffeoRegLib.settings import Settings
-from DiffeoRegLib.space.field import change_grid, downsample_image, upsample_field
-from DiffeoRegLib.space.grid import Grid
+from DiffeoRegLib.space.field import change_grid, compose, downsample_image, upsample_field
 from DiffeoRegLib.space.sample import identity_vox, warp
 
-ITERATIONS: Mapping[str, tuple[int, int]] = {"fast": (0, 0), "balanced": (25, 25), "accurate": (40, 40)}
-"""Per effort: at the voxel size of the network and at the working one."""
-DENSE_ITERATIONS: Mapping[str, int] = {"fast": 0, "balanced": 0, "accurate": 10}
 FIELD_BYTES = {3: 250, 2: 190}
 """Of both images, and of maps and their inverses beside a level's activations, per voxel of the network."""
 LIVE_FEATURES = 3.5
@@ -47,6 +51,9 @@ Measured, bytes a voxel, with random weights: 657 where this says 803 (encoder 8
 (4, 8, 8).
 """
 POINTS_AT_ONCE = 1 << 18
+PASSES = {"fast": 1, "balanced": 2, "accurate": 2}
+"""Per effort. Half-way maps of two passes joined are half-way maps again: symmetric, and without folds."""
+MOST_PASSES = 10
 
 
 @dataclass(frozen=True)
@@ -55,11 +62,13 @@ class Choices:
 
     mode: of the maps, see SITReg.  precision: of the convolutions, None = bfloat16 where the device has it.
     fast: fields at half resolution, without the finest head; None = as the network was trained.
+    passes: how often the network looks; it sees the images where the passes before put them. None = PASSES.
     """
 
     mode: Mode = "standard"
     precision: Precision | None = None
     fast: bool | None = None
+    passes: int | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -68,6 +77,10 @@ class Choices:
             raise UnknownNameError("precision", str(self.precision), PRECISIONS)
         if not (self.fast is None or isinstance(self.fast, bool)):
             raise SettingsError(f"fast is true or false, not {self.fast!r}.")
+        if self.passes is not None and (
+            not isinstance(self.passes, int) or not 1 <= self.passes <= MOST_PASSES
+        ):
+            raise SettingsError(f"passes is a whole number from 1 to {MOST_PASSES}, not {self.passes!r}.")
 
 
 def choices_of(settings: Settings) -> Choices:
@@ -89,15 +102,9 @@ class SITRegMethod:
         """
         choices = choices_of(settings)
         network, spacing_mm = _network(settings, "float32", choices)
-        title = card(settings.method).title
-        if network.config.dim != dim:
-            raise InputError(
-                f"'{title}' works on {network.config.dim}D images and these are {dim}D: "
-                "choose another method, such as svf."
-            )
-        refined = any(_iterations(settings)[1])
+        require_dimension(settings, network.config.dim, dim)
         config, fast = network.config, network.options.fast
-        return Needs(spacing_mm, refined, lambda voxels: network_memory_bytes(config, voxels, fast))
+        return Needs(spacing_mm, refined(settings), lambda voxels: network_memory_bytes(config, voxels, fast))
 
     @torch.no_grad()
     def predict(self, pair: Pair, settings: Settings, report: Report) -> Motion:
@@ -106,27 +113,25 @@ class SITRegMethod:
         precision, why = precision_on(device, choices.precision)
         network, spacing_mm = _network(settings, precision, choices)
         network.to(device)
-        strides = _strides(pair.grid, spacing_mm)
-        size = " x ".join(str(-(-n // s)) for n, s in reversed([*zip(pair.grid.shape, strides, strict=True)]))
-        report(Progress("predict", 0.1, f"the network looks at {size} voxels"))
-        images = [downsample_image(image, strides) for image in (pair.moving, pair.fixed)]
-        maps = network(*images, mode=choices.mode, spacing=spacing_mm)
-        halves = exact_halves(maps) if choices.mode == "complete-exact" else maps.halfway()
-        del maps
-        to_moving, to_fixed = (upsample_field(u.float(), strides, pair.grid.shape) for u in halves)
+        strides = strides_on(pair.grid, spacing_mm)
+        count = PASSES[settings.effort] if choices.passes is None else choices.passes
+        halves: list[Tensor] = []
+        for number in range(count):
+            report(Progress("predict", (number + 0.1) / count, looks_at(pair.grid.coarsened(strides))))
+            images = _read(pair, halves)
+            small = [downsample_image(image, strides) for image in images]
+            found = _halves(network, small, choices.mode, spacing_mm)
+            fine = [upsample_field(u.float(), strides, pair.grid.shape) for u in found]
+            halves = [compose(h, u) for h, u in zip(halves, fine, strict=True)] if halves else fine
+        to_moving, to_fixed = halves
         return Motion(torch.zeros_like(to_moving), pair.grid, (to_moving, to_fixed), (why,))
 
     def refine(self, motion: Motion, pair: Pair, settings: Settings, report: Report) -> Motion:
         """Coarse-to-fine instance optimisation between both images where the network put them."""
-        levels, counts = _iterations(settings)
-        if not any(counts):
+        if not refined(settings):
             return motion
-        if not levels:
-            _, spacing_mm = _network(settings, "float32", choices_of(settings))
-            levels = (max(spacing_mm), min(pair.grid.spacing))[-(len(counts) - 1) :]
-        plan = settings.with_changes(
-            levels_mm=levels, iterations=counts[:-1], dense_iterations=counts[-1], large_displacement=False
-        )
+        _, spacing_mm = _network(settings, "float32", choices_of(settings))
+        plan = refinement(settings, spacing_mm, pair.grid)
         carried = pair if motion.halves is None else carried_half_way(pair, motion.halves)
         found = StationaryVelocity().refine(
             Motion(motion.velocity_vox, motion.grid), carried, plan, report
@@ -136,29 +141,7 @@ class SITRegMethod:
 
     def sources(self, settings: Settings) -> list[str]:
         """The instance optimisation, where there is any."""
-        return [card("svf").citation] if any(_iterations(settings)[1]) else []
-
-
-def _iterations(settings: Settings) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """Levels (empty: those of network and working grid) and iterations, the dense ones last.
-
-    One number of iterations is for the working grid, two are for the network's voxel size and that.
-    Raises SettingsError when levels and iterations do not match.
-    """
-    counts = settings.iterations or ITERATIONS[settings.effort]
-    levels = settings.levels_mm or ()
-    if levels and len(levels) != len(counts):
-        raise SettingsError(
-            f"{len(levels)} levels {levels} and {len(counts)} numbers of iterations {counts} do not match."
-        )
-    if not levels and len(counts) > 2:
-        raise SettingsError(
-            f"Without levels this method takes one or two numbers of iterations, not {counts}."
-        )
-    dense = settings.dense_iterations
-    if dense is None:
-        dense = DENSE_ITERATIONS[settings.effort] if settings.iterations is None else 0
-    return levels, (*counts, dense)
+        return refinement_sources(settings)
 
 
 def _network(settings: Settings, precision: Precision, choices: Choices) -> tuple[SITReg, tuple[float, ...]]:
@@ -174,28 +157,7 @@ def _network(settings: Settings, precision: Precision, choices: Choices) -> tupl
     network = copy.copy(shared)  # others may run the same network with other options
     fast = shared.options.fast if choices.fast is None else choices.fast
     network.options = dataclasses.replace(shared.options, fast=fast, precision=precision)
-    return network, _spacing(description, network.config.dim)
-
-
-def _spacing(description: Mapping[str, Any], dim: int) -> tuple[float, ...]:
-    spacing = description["config"]["data"]["spacing_mm"]
-    if len(spacing) != dim:
-        raise WeightsError(f"The weights are for {dim}D images but state the voxel size {tuple(spacing)}.")
-    return tuple(float(s) for s in spacing)
-
-
-def _strides(grid: Grid, spacing_mm: Sequence[float]) -> list[int]:
-    """Working voxels per voxel of the network."""
-    return [round(wide / own) for wide, own in zip(spacing_mm, grid.spacing, strict=True)]
-
-
-def precision_on(device: torch.device, wanted: Precision | None) -> tuple[Precision, str]:
-    """The precision of the convolutions on a device, and a sentence for the report."""
-    if wanted is not None:
-        return wanted, f"Convolutions in {wanted}, as asked for."
-    if native_bfloat16(device):
-        return "bfloat16", "Convolutions in bfloat16, which this device computes natively; maps in float32."
-    return "float32", "Convolutions in float32: this device does not compute bfloat16 natively."
+    return network, spacing_of(description, network.config.dim)
 
 
 def network_memory_bytes(config: PyramidConfig, voxels: int, fast: bool) -> int:
@@ -220,6 +182,20 @@ def exact_halves(maps: SITRegMaps) -> tuple[Tensor, Tensor]:
             moved.append(at if maps.affines is None else maps.affines[way].at(at.T[None])[0].T)
         halves.append((torch.cat(moved) - voxels).T.reshape(1, -1, *maps.shape).to(like.dtype))
     return halves[0], halves[1]
+
+
+def _read(pair: Pair, halves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Both images where the half-way maps so far put them."""
+    images = pair.moving, pair.fixed
+    return (warp(images[0], halves[0]), warp(images[1], halves[1])) if halves else images
+
+
+def _halves(
+    network: SITReg, images: Sequence[Tensor], mode: Mode, spacing_mm: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """The half-way maps of one pass, voxels of the network's grid."""
+    maps = network(*images, mode=mode, spacing=spacing_mm)
+    return exact_halves(maps) if mode == "complete-exact" else maps.halfway()
 
 
 @torch.no_grad()

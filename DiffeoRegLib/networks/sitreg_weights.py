@@ -45,8 +45,13 @@ def read_published(
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise FileFormatError(f"{path} cannot be read: {error.strerror or error}.") from error
     except Exception as error:  # whatever is wrong with the bytes, torch has an error of its own for it
-        raise FileFormatError(f"{path} cannot be read as a checkpoint: {error}") from error
+        raise FileFormatError(
+            f"{path} cannot be read as a checkpoint: it is damaged, of another kind, or holds objects that "
+            "could run code, which are never loaded."
+        ) from error
     state = content.get(NETWORK) if isinstance(content, dict) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise FileFormatError(

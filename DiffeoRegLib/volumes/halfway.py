@@ -39,12 +39,16 @@ NO_MIDDLE = (
 
 @dataclass(frozen=True, eq=False)
 class Halves:
-    """Linear ways between two images and the space half-way between them, RAS mm 4x4."""
+    """Linear ways between two images and the space half-way between them, RAS mm 4x4.
+
+    in_fixed: that space is the fixed image's, which is not moved; only the moving one is.
+    """
 
     grid_from_fixed: Matrix
     fixed_from_grid: Matrix
     grid_from_moving: Matrix
     moving_from_grid: Matrix
+    in_fixed: bool = False
 
     def exchanged(self) -> Halves:
         """The same ways with the images' names exchanged."""
@@ -82,13 +86,19 @@ def _digest(image: Volume, mask: Volume | None, exclude: bool) -> bytes:
 def halves_of(moving_from_fixed: Matrix) -> tuple[Halves, str | None]:
     """The two equal halves of an alignment, and a sentence where it has none."""
     if np.array_equal(moving_from_fixed, np.eye(4)):
-        return Halves(*[np.eye(4)] * 4), None
+        return Halves(np.eye(4), np.eye(4), np.eye(4), np.eye(4)), None
     logarithm = matrix_logarithm(moving_from_fixed)
     if logarithm is None:
         back = np.asarray(np.linalg.inv(moving_from_fixed), dtype=np.float64)
         return Halves(moving_from_fixed, back, np.eye(4), np.eye(4)), NO_MIDDLE
     onward, back = affine_exponential(0.5 * logarithm), affine_exponential(-0.5 * logarithm)
     return Halves(onward, back, back, onward), None
+
+
+def fixed_space(moving_from_fixed: Matrix) -> Halves:
+    """The ways of methods that leave the fixed image where it is."""
+    back = np.asarray(np.linalg.inv(moving_from_fixed), dtype=np.float64)
+    return Halves(np.eye(4), np.eye(4), back, moving_from_fixed, in_fixed=True)
 
 
 def prepare_halfway(
@@ -127,7 +137,8 @@ def prepare_halfway(
         factor, notes = _fitting(needed, factor, memory_limit_bytes)
     grid = coarse.refined([factor] * coarse.dim)
     shape, spacing = (" x ".join(f"{v:.3g}" for v in reversed(s)) for s in (grid.shape, grid.spacing))
-    notes.append(f"Working grid: {shape} voxels of {spacing} mm, half-way between the images.")
+    where = "over the fixed image" if halves.in_fixed else "half-way between the images"
+    notes.append(f"Working grid: {shape} voxels of {spacing} mm, {where}.")
     return read_pair(
         fixed, moving, grid, halves.fixed_from_grid, halves.moving_from_grid, masks, guidance, settings,
         device=device, notes=notes,
@@ -144,13 +155,14 @@ def network_grid(
 ) -> Grid:
     """The grid of the network: over what counts in either image, with a margin; 3D axes to S, A and R.
 
-    A 2D grid has the in-plane axes of the image that comes first.
+    A 2D grid has the in-plane axes of the fixed image in its space, else of the image that comes first.
     """
     sides = (
         (fixed, masks.fixed, masks.exclude_fixed, halves.grid_from_fixed),
         (moving, masks.moving, masks.exclude_moving, halves.grid_from_moving),
     )
-    first = 1 if fixed.grid.dim == 2 and fixed_first(fixed, moving, masks) is False else 0
+    by_content = fixed.grid.dim == 2 and not halves.in_fixed
+    first = 1 if by_content and fixed_first(fixed, moving, masks) is False else 0
     axes = _axes(sides[first][0].grid, sides[first][3])
     boxes = []
     for image, mask, exclude, matrix in sides:

@@ -94,10 +94,10 @@ def test_a_network_that_was_not_measured_here_is_not_counted() -> None:
 
 
 def test_the_iterations_assumed_are_the_method_s() -> None:
-    from DiffeoRegLib.methods import sitreg
+    from DiffeoRegLib.methods import trained
 
-    assert room.NETWORK_ITERATIONS == sitreg.ITERATIONS
-    assert room.NETWORK_DENSE_ITERATIONS == sitreg.DENSE_ITERATIONS
+    assert room.NETWORK_ITERATIONS == trained.ITERATIONS
+    assert room.NETWORK_DENSE_ITERATIONS == trained.DENSE_ITERATIONS
 
 
 def test_the_memory_of_256_cubed_is_the_measured_one() -> None:

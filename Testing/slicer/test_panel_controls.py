@@ -26,7 +26,7 @@ SHOWN = {
     "svf": FLOW,
     "pathological": FLOW | {"pathologyGroup"},
     "regional": FLOW | {"regionsGroup"},
-    "direct": DEFORMABLE | {"modelWeights", "weightsButtons"},
+    "direct": (DEFORMABLE | {"modelWeights", "weightsButtons"}) - {"largeCombo"},
     "shipped": (FLOW | {"modelWeights"}) - {"largeCombo"},
 }
 

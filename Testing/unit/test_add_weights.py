@@ -13,6 +13,7 @@ import torch
 from DiffeoRegLib import catalog
 from DiffeoRegLib.errors import DiffeoRegError
 from DiffeoRegLib.networks import weights as room
+from DiffeoRegLib.networks.build import NetworkConfig, build_network
 from Testing.model_cases import METHODS, check_shipped, description, write_weights
 from tools import add_weights
 
@@ -81,6 +82,26 @@ def test_what_is_added_is_true_of_the_file(
     assert best.is_file()
     schema = json.loads((Path(catalog.RESOURCES) / "Models.schema.json").read_text(encoding="utf-8"))
     jsonschema.validate(made.content(), schema)
+
+
+def test_a_network_belongs_to_the_method_that_runs_it(
+    made: Catalogue, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Method and network have different names; displacements without an inverse have no method."""
+    files = {}
+    for name, steps in (("voxelmorph-diff", {"decoder": [2]}), ("voxelmorph", {"decoder": [2, 2]})):
+        stride = 2 if name.endswith("diff") else 1
+        sizes = {"encoder": [2], **steps, "final": [2], "stride": stride}
+        tensors = build_network(NetworkConfig(name, sizes)).state_dict()
+        network = {"name": name, "sizes": sizes, "options": {}}
+        files[name] = write_weights(tmp_path / name, tensors, network=network)
+    assert made.add(files["voxelmorph-diff"], **FLAGS | {"id": "voxelmorph-invented"}) == 0
+    card = made.cards()["voxelmorph-invented"]
+    assert (card.method, card.network, card.halfway) == ("voxelmorph", "voxelmorph-diff", False)
+    check_shipped(card)
+    capsys.readouterr()
+    assert made.add(files["voxelmorph"], **FLAGS) == 1
+    assert "which no method runs" in capsys.readouterr().err
 
 
 def test_no_folder_of_the_training_computer_is_published(made: Catalogue, best: Path) -> None:

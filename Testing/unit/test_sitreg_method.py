@@ -14,16 +14,16 @@ from DiffeoRegLib.device import native_bfloat16
 from DiffeoRegLib.errors import WeightsError
 from DiffeoRegLib.losses.forces import local_correlation, mutual_information
 from DiffeoRegLib.losses.guidance import LabelPull
-from DiffeoRegLib.methods import METHODS, method_named, sitreg
-from DiffeoRegLib.methods.base import HalfwayMethod
+from DiffeoRegLib.methods import METHODS, method_named, sitreg, trained
+from DiffeoRegLib.methods.base import NetworkMethod
 from DiffeoRegLib.methods.sitreg import (
     SITRegMethod,
     carried_half_way,
     exact_halves,
     network_memory_bytes,
-    precision_on,
 )
 from DiffeoRegLib.methods.svf import StationaryVelocity
+from DiffeoRegLib.methods.trained import precision_on
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.field import downsample_field
 from DiffeoRegLib.space.sample import identity_vox, warp
@@ -166,7 +166,7 @@ def test_all_of_a_pair_is_carried_half_way():
 )  # fmt: skip
 def test_efforts_and_numbers(weights, changes, levels, counts):
     settings = settings_for(weights, **changes)
-    assert sitreg._iterations(settings) == (levels, counts)
+    assert trained.levels_and_iterations(settings) == (levels, counts)
     assert SITRegMethod().needs(settings, 3).refined is any(counts)
     assert len(SITRegMethod().sources(settings)) == int(any(counts))
 
@@ -253,7 +253,7 @@ def test_exchanged_labels_turn_their_pull():
 
 def test_the_precision_is_that_of_the_device_unless_asked_for(monkeypatch):
     for native, expected in ((True, "bfloat16"), (False, "float32")):
-        monkeypatch.setattr(sitreg, "native_bfloat16", lambda device, native=native: native)
+        monkeypatch.setattr(trained, "native_bfloat16", lambda device, native=native: native)
         chosen, why = precision_on(torch.device("cpu"), None)
         assert chosen == expected
         assert expected in why
@@ -313,5 +313,5 @@ def test_memory_grows_with_the_network_and_not_with_an_unused_head():
 
 def test_the_method_by_its_name():
     assert METHODS["sitreg"] is SITRegMethod
-    assert isinstance(method_named("sitreg"), HalfwayMethod)
-    assert not isinstance(method_named("svf"), HalfwayMethod)
+    assert isinstance(method_named("sitreg"), NetworkMethod)
+    assert not isinstance(method_named("svf"), NetworkMethod)

@@ -1,0 +1,97 @@
+"""What the methods with trained networks share: voxel sizes, precision, and the refinement that follows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from DiffeoRegLib.catalog import card
+from DiffeoRegLib.device import native_bfloat16
+from DiffeoRegLib.errors import InputError, SettingsError, WeightsError
+from DiffeoRegLib.networks.sitreg_options import Precision
+from DiffeoRegLib.settings import Settings
+from DiffeoRegLib.space.grid import Grid
+
+ITERATIONS: Mapping[str, tuple[int, int]] = {"fast": (0, 0), "balanced": (25, 25), "accurate": (40, 40)}
+"""Per effort: at the voxel size of the network and at the working one."""
+DENSE_ITERATIONS: Mapping[str, int] = {"fast": 0, "balanced": 0, "accurate": 10}
+
+
+def levels_and_iterations(settings: Settings) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """Levels (empty: those of network and working grid) and iterations, the dense ones last.
+
+    One number of iterations is for the working grid, two are for the network's voxel size and that.
+    Raises SettingsError when levels and iterations do not match.
+    """
+    counts = settings.iterations or ITERATIONS[settings.effort]
+    levels = settings.levels_mm or ()
+    if levels and len(levels) != len(counts):
+        raise SettingsError(
+            f"{len(levels)} levels {levels} and {len(counts)} numbers of iterations {counts} do not match."
+        )
+    if not levels and len(counts) > 2:
+        raise SettingsError(
+            f"Without levels this method takes one or two numbers of iterations, not {counts}."
+        )
+    dense = settings.dense_iterations
+    if dense is None:
+        dense = DENSE_ITERATIONS[settings.effort] if settings.iterations is None else 0
+    return levels, (*counts, dense)
+
+
+def refined(settings: Settings) -> bool:
+    """True if instance optimisation follows the network."""
+    return any(levels_and_iterations(settings)[1])
+
+
+def refinement_sources(settings: Settings) -> list[str]:
+    """The citation of the instance optimisation, where there is any."""
+    return [card("svf").citation] if refined(settings) else []
+
+
+def refinement(settings: Settings, spacing_mm: Sequence[float], grid: Grid) -> Settings:
+    """The settings of `svf` that refine what a network of this voxel size found on a working grid."""
+    levels, counts = levels_and_iterations(settings)
+    if not levels:
+        levels = (max(spacing_mm), min(grid.spacing))[-(len(counts) - 1) :]
+    return settings.with_changes(
+        levels_mm=levels, iterations=counts[:-1], dense_iterations=counts[-1], large_displacement=False
+    )
+
+
+def spacing_of(description: Mapping[str, Any], dim: int) -> tuple[float, ...]:
+    """The voxel size in the description of a network's weights, mm; raises WeightsError for another `dim`."""
+    spacing = description["config"]["data"]["spacing_mm"]
+    if len(spacing) != dim:
+        raise WeightsError(f"The weights are for {dim}D images but state the voxel size {tuple(spacing)}.")
+    return tuple(float(s) for s in spacing)
+
+
+def require_dimension(settings: Settings, network_dim: int, dim: int) -> None:
+    """Raises InputError for images of another dimension than the network's."""
+    if network_dim != dim:
+        raise InputError(
+            f"'{card(settings.method).title}' works on {network_dim}D images and these are {dim}D: "
+            "choose another method, such as svf."
+        )
+
+
+def strides_on(grid: Grid, spacing_mm: Sequence[float]) -> list[int]:
+    """Voxels of a working grid per voxel of the network."""
+    return [round(wide / own) for wide, own in zip(spacing_mm, grid.spacing, strict=True)]
+
+
+def looks_at(network_grid: Grid) -> str:
+    """What the network is busy with, for the progress."""
+    return f"the network looks at {' x '.join(str(n) for n in reversed(network_grid.shape))} voxels"
+
+
+def precision_on(device: torch.device, wanted: Precision | None) -> tuple[Precision, str]:
+    """The precision of the convolutions on a device, and a sentence for the report."""
+    if wanted is not None:
+        return wanted, f"Convolutions in {wanted}, as asked for."
+    if native_bfloat16(device):
+        return "bfloat16", "Convolutions in bfloat16, which this device computes natively; maps in float32."
+    return "float32", "Convolutions in float32: this device does not compute bfloat16 natively."
