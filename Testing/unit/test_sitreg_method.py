@@ -25,7 +25,7 @@ from DiffeoRegLib.methods.sitreg import (
 from DiffeoRegLib.methods.svf import StationaryVelocity
 from DiffeoRegLib.methods.trained import precision_on
 from DiffeoRegLib.settings import Settings
-from DiffeoRegLib.space.field import downsample_field
+from DiffeoRegLib.space.field import compose, downsample_field
 from DiffeoRegLib.space.sample import identity_vox, warp
 from DiffeoRegLib.training.checkpoint import write_checkpoint
 from Testing.halfway_cases import network_file, settings_for
@@ -104,6 +104,26 @@ def test_the_shared_network_keeps_its_options(weights):
     after = SITRegMethod().predict(pair(), settings_for(weights, **FULL), silent)
     assert torch.equal(before.halves[0], after.halves[0])
     assert not torch.equal(before.halves[0], other.halves[0])
+
+
+def test_a_second_pass_sees_what_the_first_left(weights):
+    """Half-way maps are joined outermost first, and the report counts the passes."""
+    made, told = pair(), []
+    once = SITRegMethod().predict(made, settings_for(weights, **FULL), silent)
+    again = SITRegMethod().predict(carried_half_way(made, once.halves), settings_for(weights, **FULL), silent)
+    twice = {"extras": {"precision": "float32", "passes": 2}}
+    both = SITRegMethod().predict(made, settings_for(weights, **twice), told.append)
+    for first, second, joined in zip(once.halves, again.halves, both.halves, strict=True):
+        assert torch.equal(joined, compose(first, second))
+        assert float((joined - first).abs().max()) > 0.1
+    assert [step.fraction for step in told] == [0.05, 0.55]
+
+
+@pytest.mark.parametrize(("effort", "passes"), [("fast", 1), ("balanced", 2), ("accurate", 2)])
+def test_how_often_the_network_looks(weights, effort, passes):
+    told = []
+    SITRegMethod().predict(pair(), settings_for(weights, effort=effort, **FULL), told.append)
+    assert len(told) == passes
 
 
 def test_weights_of_another_kind(monkeypatch, weights):

@@ -92,6 +92,7 @@ REFINED = {
     "exact": {"extras": {"mode": "complete-exact", "precision": "float32"}},
     "complete": {"extras": {"mode": "complete"}, "iterations": (2, 2)},
     "half": {"extras": {"fast": True}, "iterations": (2, 2)},
+    "twice": {"extras": {"passes": 2}, "iterations": (2, 2)},
 }
 
 
