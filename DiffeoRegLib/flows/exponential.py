@@ -21,8 +21,10 @@ FEWEST_AUTO_SQUARINGS = 4
 MOST_SQUARINGS = 20
 
 
-def exp(velocity_vox: Tensor, squarings: Squarings = 6, *, first_step: Literal[1, 2] = 1) -> Tensor:
-    """Flow of a stationary velocity for unit time, by scaling and squaring.
+def exp(
+    velocity_vox: Tensor, squarings: Squarings = 6, *, first_step: Literal[1, 2] = 1, time: float = 1.0
+) -> Tensor:
+    """Flow of a stationary velocity, by scaling and squaring.
 
     velocity_vox: (N, d, *spatial), voxels per unit time.  Returns the displacement, voxels; exp(-v) is its
     inverse up to discretisation.
@@ -30,6 +32,7 @@ def exp(velocity_vox: Tensor, squarings: Squarings = 6, *, first_step: Literal[1
     half a voxel.
     first_step: order of the first short step, 1 = v/2^k, 2 = midpoint (one more sampling, error of the
     step scheme then falls by 4 per squaring instead of 2).
+    time: how long the velocity acts; at -1 this is exp(-v) without a second velocity in memory.
     Raises ShapeError for anything but a field, SettingsError for a negative or absurd number of squarings,
     InputError for `auto` on a velocity that is not finite.
     Source: Arsigny et al., A Log-Euclidean framework for statistics on diffeomorphisms, MICCAI 2006.
@@ -38,7 +41,7 @@ def exp(velocity_vox: Tensor, squarings: Squarings = 6, *, first_step: Literal[1
     count = choose_squarings(velocity_vox) if squarings == "auto" else squarings
     if not 0 <= count <= MOST_SQUARINGS:
         raise SettingsError(f"Scaling and squaring takes 0 to {MOST_SQUARINGS} squarings, not {count}.")
-    u_vox = velocity_vox * 2.0**-count
+    u_vox = velocity_vox * (time * 2.0**-count)
     if first_step == 2:
         u_vox = warp(u_vox, u_vox * 0.5)
     elif first_step != 1:

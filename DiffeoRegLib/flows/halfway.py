@@ -7,6 +7,7 @@ reversed velocity give the exchanged result to the last bit.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -21,10 +22,10 @@ from DiffeoRegLib.flows.integrate import (
     tapered,
 )
 from DiffeoRegLib.flows.inversion import invert
-from DiffeoRegLib.flows.logarithm import make_consistent, unfold, unfold_map
+from DiffeoRegLib.flows.logarithm import flows_without_folds, make_consistent, unfold_map
 from DiffeoRegLib.space.field import compose
 from DiffeoRegLib.space.grid import Grid
-from DiffeoRegLib.space.jacobian import minimum_corner_determinant
+from DiffeoRegLib.space.jacobian import folded_cells
 
 Pair = tuple[Tensor, Tensor]
 
@@ -33,6 +34,8 @@ LEAST_RING_MM = 10.0
 WIDER = 1.5
 MOST_WIDER = 4
 """A ring in which a half-way map folds is widened by this factor, so often."""
+TIMES = (1.0, -1.0)
+"""There and back."""
 CONSISTENT_ROUNDS = 2
 """The first takes the error of resampling off both directions; one more is for what that leaves."""
 
@@ -55,16 +58,16 @@ def join(
     notes: list[str] = []
     first, rounds_first = unfold_map(halves[0], LEAST_DETERMINANT)
     second, rounds_second = unfold_map(halves[1], LEAST_DETERMINANT)
-    velocity_vox, rounds = unfold(velocity_vox, LEAST_DETERMINANT) if steps == "auto" else (velocity_vox, 0)
     wide, (velocity_vox, first, second) = _in_ring(velocity_vox, (first, second), grid, taper_mm)
-    back_first, back_second = (invert(u, "mixed", INVERSE_TOLERANCE_VOX) for u in (first, second))
+    flows: list[Tensor] = []
+    rounds, moves = 0, bool((velocity_vox != 0).any())
+    if moves and steps == "auto":
+        velocity_vox, flows, rounds = flows_without_folds(velocity_vox, LEAST_DETERMINANT, TIMES)
     squarings = midpoint_squarings(velocity_vox) if steps == "auto" else math.ceil(math.log2(steps))
-    if bool((velocity_vox != 0).any()):
-        onward, back = (exp(sign * velocity_vox, squarings, first_step=2) for sign in (1.0, -1.0))
-        back_second, back_first = compose(onward, back_second), compose(back, back_first)
-        del onward, back
-    forward, inverse = compose(first, back_second), compose(second, back_first)
-    del back_first, back_second
+    if moves and steps != "auto":
+        flows = [exp(velocity_vox, squarings, first_step=2, time=time) for time in TIMES]
+    forward = _through(first, flows.pop(0) if moves else None, second)
+    inverse = _through(second, flows.pop(0) if moves else None, first)
     forward, inverse = make_consistent(forward, inverse, CONSISTENT_ROUNDS)
     forward, rounds_forward = unfold_map(forward, LEAST_DETERMINANT)
     inverse, rounds_inverse = unfold_map(inverse, LEAST_DETERMINANT)
@@ -72,6 +75,15 @@ def join(
     if rounds:
         notes.append(f"The maps were smoothed where they would fold, in {rounds} rounds.")
     return Flow(forward, inverse, velocity_vox, wide, 2**squarings, notes, (first, second))
+
+
+def _through(outer: Tensor, flow: Tensor | None, inner: Tensor) -> Tensor:
+    """outer o flow o inner^-1; drops the flow as soon as it is used."""
+    found = invert(inner, "mixed", INVERSE_TOLERANCE_VOX)
+    if flow is not None:
+        found = compose(flow, found)
+        del flow
+    return compose(outer, found)
 
 
 def _in_ring(
@@ -85,13 +97,22 @@ def _in_ring(
     for attempt in range(MOST_WIDER + 1):
         counts = [max(1, math.ceil(width_mm / spacing)) for spacing in grid.spacing]
         first, second = (tapered(u, counts) for u in halves)
-        lowest = min(float(minimum_corner_determinant(u).min()) for u in (first, second))
-        if lowest > 0 or attempt == MOST_WIDER:
+        folds = any(_ring_folds(u, counts) for u in (first, second))
+        if not folds or attempt == MOST_WIDER:
             break
         width_mm = WIDER * max(width_mm, max(grid.spacing))
-    if lowest <= 0:
+    if folds:
         first, second = (unfold_map(u, LEAST_DETERMINANT)[0] for u in (first, second))
     return grid.padded(counts, counts), (tapered(velocity_vox, counts), first, second)
+
+
+def _ring_folds(u_vox: Tensor, counts: Sequence[int]) -> bool:
+    """Whether any cell of so many voxels at both ends of each axis folds."""
+    for axis, count in enumerate(counts, start=2):
+        for start in (0, u_vox.shape[axis] - count - 1):
+            if bool(folded_cells(u_vox.narrow(axis, start, count + 1)).any()):
+                return True
+    return False
 
 
 def _on_border_mm(u_vox: Tensor, grid: Grid) -> float:

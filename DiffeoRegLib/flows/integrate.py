@@ -11,10 +11,11 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from DiffeoRegLib.flows.exponential import exp_time_varying, midpoint_squarings
 from DiffeoRegLib.flows.inversion import invert
-from DiffeoRegLib.flows.logarithm import flow_without_folds
+from DiffeoRegLib.flows.logarithm import flows_without_folds
 from DiffeoRegLib.space.field import folded_percent
 from DiffeoRegLib.space.grid import Grid
 
@@ -70,7 +71,7 @@ def integrate(
     velocity_vox = faded(velocity_vox, grid, wide, cover if taper_mm > 0 else None, taper_mm)
     notes: list[str] = []
     if steps == "auto" and len(velocity_vox) == 1:
-        velocity_vox, forward, rounds = flow_without_folds(velocity_vox, LEAST_DETERMINANT)
+        velocity_vox, (forward,), rounds = flows_without_folds(velocity_vox, LEAST_DETERMINANT, (1.0,))
         squarings = midpoint_squarings(velocity_vox)
         if rounds:
             notes.append(f"The velocity was smoothed where the map would fold, in {rounds} rounds.")
@@ -150,14 +151,14 @@ def faded(velocity_vox: Tensor, grid: Grid, wide: Grid, cover: Grid | None, tape
 
 def tapered(u_vox: Tensor, counts: Sequence[int]) -> Tensor:
     """A field continued by its border for so many voxels at both ends of each axis, falling to zero."""
+    sides = [count for count in reversed(counts) for _ in range(2)]
+    out = functional.pad(u_vox, sides, mode="replicate")
     for axis, count in enumerate(counts, start=2):
-        size = u_vox.shape[axis]
-        index = torch.arange(-count, size + count)
-        outside = torch.maximum(-index, index - (size - 1)).clamp(min=0)
-        fall = _cosine_fall(outside.double() / count).to(u_vox)
-        u_vox = u_vox.index_select(axis, index.clamp(0, size - 1).to(u_vox.device))
-        u_vox = u_vox * fall.view([-1 if a == axis else 1 for a in range(u_vox.dim())])
-    return u_vox
+        shape = [-1 if a == axis else 1 for a in range(out.dim())]
+        fall = _cosine_fall(torch.arange(1, count + 1, dtype=torch.float64) / count).to(out).view(shape)
+        out.narrow(axis, out.shape[axis] - count, count).mul_(fall)
+        out.narrow(axis, 0, count).mul_(fall.flip(axis))
+    return out
 
 
 def _ring(wide: Grid, cover: Grid, taper_mm: float) -> Tensor:

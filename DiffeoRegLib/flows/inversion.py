@@ -152,11 +152,11 @@ def _picard(
     unsettled = 1.0
     for step in range(limit):
         following = warp(u_vox, v_vox).neg_()
-        change = (following - v_vox).square_().sum(1)
+        change = v_vox.sub_(following).square_().sum(1)
         v_vox = following
         if float(change.max()) <= (0.5 * tolerance_vox) ** 2:
             break
-        if hand_over and step > 0:
+        if hand_over and 0 < step < limit - 1:
             before, unsettled = unsettled, float((change > (tolerance_vox / 4) ** 2).float().mean())
             if unsettled < 0.05 or unsettled > before - 0.05:
                 break
@@ -226,7 +226,11 @@ def _adjoint_weights(u_vox: Tensor, v_vox: Tensor, grad: Tensor) -> Tensor:
 
 def _positions(voxels: Tensor, field: Tensor) -> Tensor:
     """Voxel positions (d, n) of flat indices into the grid of a field (d, *shape)."""
-    return torch.stack(torch.unravel_index(voxels, field.shape[1:])).to(field.dtype)
+    axes = []
+    for n in field.shape[:0:-1]:
+        axes.append(voxels % n)
+        voxels = voxels // n
+    return torch.stack(axes[::-1]).to(field.dtype)
 
 
 def _chunks(count: int) -> Iterator[slice]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from DiffeoRegLib.errors import InputError, ShapeError
-from DiffeoRegLib.flows.exponential import exp, midpoint_exp
+from DiffeoRegLib.flows.boxes import Box, boxes_around, grown, whole, within
+from DiffeoRegLib.flows.exponential import exp, midpoint_squarings
 from DiffeoRegLib.space.field import require_field
-from DiffeoRegLib.space.filters import gaussian_smooth
-from DiffeoRegLib.space.jacobian import minimum_corner_determinant
+from DiffeoRegLib.space.filters import TRUNCATE_SIGMAS, gaussian_smooth
+from DiffeoRegLib.space.jacobian import folded_cells
 from DiffeoRegLib.space.sample import warp
 
 FOLD_ROUNDS = 30
@@ -43,8 +46,8 @@ def make_consistent(forward_vox: Tensor, backward_vox: Tensor, iterations: int =
     """
     for _ in range(iterations):
         forward_vox, backward_vox = (
-            0.5 * (forward_vox - warp(backward_vox, forward_vox)),
-            0.5 * (backward_vox - warp(forward_vox, backward_vox)),
+            warp(backward_vox, forward_vox).neg_().add_(forward_vox).mul_(0.5),
+            warp(forward_vox, backward_vox).neg_().add_(backward_vox).mul_(0.5),
         )
     return forward_vox, backward_vox
 
@@ -88,18 +91,47 @@ def logarithm(
 def unfold(velocity_vox: Tensor, least_determinant: float = 0.05) -> tuple[Tensor, int]:
     """The velocity, smoothed where its flow or the reversed flow folds, and the number of rounds that took.
 
-    velocity_vox: (1, d, *spatial).  A cell is bad when a corner determinant is below `least_determinant` in
-    either direction; each round blends the smoothed velocity in around the bad cells, farther out from round
-    to round, and after FOLD_ROUNDS rounds the whole velocity is halved until no cell is bad.
+    velocity_vox: (1, d, *spatial).  See `flows_without_folds`.
     The reversed velocity gives the reversed result.
     """
-    rounds = 0
-    while True:
-        bad = _bad_cells(midpoint_exp(velocity_vox), least_determinant)
-        bad |= _bad_cells(midpoint_exp(-velocity_vox), least_determinant)
-        if not bool(bad.any()):
-            return velocity_vox, rounds
-        velocity_vox, rounds = _smoothed(velocity_vox, bad, rounds), rounds + 1
+    velocity_vox, _, rounds = flows_without_folds(velocity_vox, least_determinant, (1.0, -1.0))
+    return velocity_vox, rounds
+
+
+@torch.no_grad()
+def flows_without_folds(
+    velocity_vox: Tensor, least_determinant: float, times: Sequence[float]
+) -> tuple[Tensor, list[Tensor], int]:
+    """The velocity, smoothed where a flow folds, its flows for these times, each 1 or -1, and the rounds.
+
+    velocity_vox: (1, d, *spatial).  A cell is bad when a corner determinant of a flow is not above
+    `least_determinant`; each round blends the smoothed velocity in around the bad cells, farther out from
+    round to round, and after FOLD_ROUNDS rounds the whole velocity is halved until no cell is bad.
+    A round costs what it changes: flows are computed again only where their paths meet what was smoothed.
+    """
+    shape, rounds = velocity_vox.shape[2:], 0
+    squarings = midpoint_squarings(velocity_vox)
+    flows = [exp(velocity_vox, squarings, first_step=2, time=time) for time in times]
+    bad = _bad_voxels(flows, [whole(shape)], least_determinant)
+    while bool(bad.any()):
+        reach = _reach(velocity_vox, squarings)
+        smoothed, changed = _smoothed(velocity_vox, bad, rounds, 2 * reach)
+        rounds += 1
+        needed = midpoint_squarings(smoothed)
+        if needed != squarings:
+            squarings, changed = needed, [whole(shape)]
+        touched = []
+        for box in changed:
+            near = grown(box, 2 * reach, shape)
+            away = _reach(velocity_vox[:, :, *near], squarings)
+            touched.append(grown(box, away, shape))
+            read = grown(touched[-1], away, shape)
+            part, inside = smoothed[:, :, *read], within(touched[-1], read)
+            for flow, time in zip(flows, times, strict=True):
+                flow[:, :, *touched[-1]] = exp(part, squarings, first_step=2, time=time)[:, :, *inside]
+        velocity_vox = smoothed
+        bad = _bad_voxels(flows, touched, least_determinant)
+    return velocity_vox, flows, rounds
 
 
 @torch.no_grad()
@@ -109,42 +141,48 @@ def unfold_map(u_vox: Tensor, least_determinant: float) -> tuple[Tensor, int]:
     u_vox: (1, d, *spatial).
     """
     rounds = 0
-    while bool((bad := _bad_cells(u_vox, least_determinant)).any()):
-        u_vox, rounds = _smoothed(u_vox, bad, rounds), rounds + 1
+    bad = _bad_voxels([u_vox], [whole(u_vox.shape[2:])], least_determinant)
+    while bool(bad.any()):
+        u_vox, changed = _smoothed(u_vox, bad, rounds)
+        bad, rounds = _bad_voxels([u_vox], changed, least_determinant), rounds + 1
     return u_vox, rounds
 
 
-@torch.no_grad()
-def flow_without_folds(velocity_vox: Tensor, least_determinant: float) -> tuple[Tensor, Tensor, int]:
-    """Velocity, its flow and the rounds of `unfold` it took, looking at the forward flow only.
-
-    velocity_vox: (1, d, *spatial).  The flow is a field whose corner determinants are all at least
-    `least_determinant`.
-    """
-    rounds = 0
-    while True:
-        u_vox = midpoint_exp(velocity_vox)
-        bad = _bad_cells(u_vox, least_determinant)
-        if not bool(bad.any()):
-            return velocity_vox, u_vox, rounds
-        velocity_vox, rounds = _smoothed(velocity_vox, bad, rounds), rounds + 1
+def _reach(velocity_vox: Tensor, squarings: int) -> int:
+    """How far away, in voxels, a velocity can matter to its flow: every reading takes the next voxel too."""
+    return math.ceil(max(abs(float(end)) for end in velocity_vox.aminmax())) + squarings + 1
 
 
-def _smoothed(velocity_vox: Tensor, bad: Tensor, number: int) -> Tensor:
-    """One round: smoothed around the bad voxels; from round FOLD_ROUNDS on, halved as a whole."""
+def _smoothed(values: Tensor, bad: Tensor, number: int, beyond: int = 0) -> tuple[Tensor, list[Box]]:
+    """One round, and the boxes it changed: smoothed around the bad voxels; from FOLD_ROUNDS on, halved."""
+    shape = values.shape[2:]
     if number >= FOLD_ROUNDS:
-        return 0.5 * velocity_vox  # ends: a vanishing velocity or displacement has determinant 1
-    reach = 1.5 + 0.25 * number
-    strength = 8 * reach ** (velocity_vox.dim() - 2)
-    blend = (gaussian_smooth(bad.to(velocity_vox.dtype), reach) * strength).clamp(max=1)
-    smooth = gaussian_smooth(velocity_vox, FOLD_SIGMA_VOX + 0.1 * number)
-    return velocity_vox + blend * (smooth - velocity_vox)
+        return 0.5 * values, [whole(shape)]  # ends: a vanishing velocity or displacement has determinant 1
+    reach, sigma = 1.5 + 0.25 * number, FOLD_SIGMA_VOX + 0.1 * number
+    strength = 8 * reach ** len(shape)
+    margin, seen = (math.ceil(TRUNCATE_SIGMAS * s) + 1 for s in (reach, max(reach, sigma)))
+    out, boxes = values.clone(), boxes_around(bad[0, 0], margin, beyond)
+    for box in boxes:
+        read = grown(box, seen, shape)
+        inside, old = within(box, read), values[:, :, *box]
+        blend = gaussian_smooth(bad[:, :, *read].to(values.dtype), reach)[:, :, *inside]
+        smooth = gaussian_smooth(values[:, :, *read], sigma)[:, :, *inside]
+        out[:, :, *box] = old + (blend * strength).clamp_(max=1) * (smooth - old)
+    return out, boxes
 
 
-def _bad_cells(u_vox: Tensor, least_determinant: float) -> Tensor:
-    """Voxels that are a corner of a bad cell of a field, (1, 1, *spatial)."""
-    bad = ~(minimum_corner_determinant(u_vox) >= least_determinant)
-    for axis in range(2, bad.dim()):
-        edge = torch.zeros_like(bad.narrow(axis, 0, 1))
-        bad = torch.cat([bad, edge], axis) | torch.cat([edge, bad], axis)
+def _bad_voxels(fields: Sequence[Tensor], boxes: Sequence[Box], least_determinant: float) -> Tensor:
+    """Voxels at a corner of a bad cell of any of the fields, (1, 1, *spatial), looking in boxes only."""
+    shape = fields[0].shape[2:]
+    bad = torch.zeros((1, 1, *shape), dtype=torch.bool, device=fields[0].device)
+    for box in boxes:
+        around = grown(box, 1, shape)  # cells that stand half in the box changed with it
+        for field in fields:
+            cells = folded_cells(field[:, :, *around], least_determinant)
+            if not bool(cells.any()):
+                continue
+            for axis in range(2, cells.dim()):
+                edge = torch.zeros_like(cells.narrow(axis, 0, 1))
+                cells = torch.cat([cells, edge], axis) | torch.cat([edge, cells], axis)
+            bad[:, :, *around] |= cells
     return bad

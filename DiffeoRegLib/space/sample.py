@@ -6,6 +6,7 @@ alignment and border rules are decided here once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -17,6 +18,9 @@ from torch.nn import functional
 
 from DiffeoRegLib.errors import ShapeError
 from DiffeoRegLib.space.bspline import interpolate_cubic
+
+SLAB_VOXELS = 1 << 17
+"""Read at once per thread of the CPU: the positions stay in the cache and take no memory."""
 
 Mode = Literal["linear", "nearest", "cubic"]
 Outside = Literal["border", "zeros"]
@@ -84,18 +88,33 @@ def warp(values: Tensor, u_vox: Tensor, *, mode: Mode = "linear", outside: Outsi
         return sample(
             values, identity_vox(shape, u_vox.dtype, u_vox.device) + u_vox, mode=mode, outside=outside
         )
-    return sample_normalised(
-        values, _normalised_steps(u_vox, values.shape[2:]).expand(len(values), *shape, dim)
-    )
+    threads = torch.get_num_threads()
+    rows = threads * max(1, SLAB_VOXELS // math.prod(shape[1:]))
+    if len(values) > 1 or rows >= shape[0] or values.device.type != "cpu":
+        return sample_normalised(
+            values, _normalised_steps(u_vox, values.shape[2:]).expand(len(values), *shape, dim)
+        )
+    out = values.new_empty(1, values.shape[1], *shape)
+    for first in range(0, shape[0], rows):
+        part = slice(first, min(first + rows, shape[0]))
+        out[:, :, part] = sample_normalised(
+            values, _normalised_steps(u_vox[:, :, part], values.shape[2:], first)
+        )
+    return out
 
 
-def _normalised_steps(u_vox: Tensor, shape: Sequence[int]) -> Tensor:
-    """grid_sample's coordinates of x + u(x), written in one pass per axis; see `_normalised`."""
+def _normalised_steps(u_vox: Tensor, shape: Sequence[int], first: int = 0) -> Tensor:
+    """grid_sample's coordinates of x + u(x), written in one pass per axis; see `_normalised`.
+
+    first: index, on the first axis, at which the given part of u begins.
+    """
     dim = len(shape)
     grid = u_vox.new_empty((u_vox.shape[0], *u_vox.shape[2:], dim))
     for axis, size in enumerate(shape):
         scale = 2.0 / max(size - 1, 1)
-        start = torch.arange(u_vox.shape[2 + axis], dtype=u_vox.dtype, device=u_vox.device) * scale - 1.0
+        begin = first if axis == 0 else 0
+        index = torch.arange(begin, begin + u_vox.shape[2 + axis], dtype=u_vox.dtype, device=u_vox.device)
+        start = index * scale - 1.0
         start = start.view([-1 if a == axis else 1 for a in range(dim)])
         torch.add(start, u_vox[:, axis], alpha=scale, out=grid[..., dim - 1 - axis])
     return grid
