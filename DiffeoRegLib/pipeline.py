@@ -118,7 +118,7 @@ def register(
             seconds=run.seconds, notes=run.notes, citations=run.citations(),
         )  # fmt: skip
     report["seconds"] = dict(run.seconds)
-    report["steps"] = None if flow is None else flow.steps
+    report["steps"] = None if flow is None else flow.steps or None
     run.tell("done", 1.0, "finished")
     return Result(transform, inverse, moved, moved_labels, start.transform, motion, report)
 

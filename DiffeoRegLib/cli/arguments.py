@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+import json
+from typing import Any, NoReturn
 
 from DiffeoRegLib import __version__
 from DiffeoRegLib.catalog import CARDS
@@ -207,17 +208,26 @@ def _details(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--levels", type=_numbers, metavar="A,B,..", help="voxel size of every level, mm")
     group.add_argument("--working-spacing-mm", type=float, metavar="MM", help="finest voxel size worked on")
     group.add_argument(
-        "--padding-mm", type=float, default=0.0, metavar="MM", help="room added around the fixed image"
+        "--padding-mm", type=float, default=0.0, metavar="MM", help="room added around what is registered"
     )
     group.add_argument(
         "--taper-mm",
         type=float,
         metavar="MM",
-        help="width of the ring around the fixed image over which the deformation fades to zero "
+        help="width of the ring around the images over which the deformation fades to zero "
         "(default: as wide as the motion at the border needs)",
     )
     group.add_argument(
         "--interpolation", default="linear", help=f"{', '.join(INTERPOLATIONS)}, for moved.nii.gz"
+    )
+    group.add_argument(
+        "--extra",
+        action="append",
+        default=[],
+        type=_named_value,
+        metavar="NAME=VALUE",
+        help="a setting of one method alone, such as passes=1, mode=complete-exact or precision=float32 of "
+        "the sitreg models; may be repeated",
     )
     group.add_argument("--seed", type=int, default=0, help="for methods that use random numbers (default 0)")
 
@@ -323,6 +333,16 @@ def _device(commands: argparse._SubParsersAction[Parser]) -> None:
         "Try the devices of this machine by a computation.",
     )
     parser.add_argument("--device", default="auto", help="try this one (default auto)")
+
+
+def _named_value(text: str) -> tuple[str, Any]:
+    name, separator, value = text.partition("=")
+    if not (name and separator):
+        raise argparse.ArgumentTypeError(f"'{text}' is not NAME=VALUE, as in passes=1")
+    try:
+        return name, json.loads(value)
+    except ValueError:  # a word, as it is
+        return name, value
 
 
 def _steps(text: str) -> int | str:

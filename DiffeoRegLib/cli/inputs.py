@@ -36,9 +36,21 @@ def settings_from(arguments: argparse.Namespace) -> tuple[Settings, str | None]:
         init, initial_file = "auto", init
     values: dict[str, Any] = {name: getattr(arguments, name) for name in SAME_NAME}
     accepted = tuple(arguments.accept_licence)
-    settings = Settings(init=init, levels_mm=arguments.levels, accepted_licences=accepted, **values)
+    settings = Settings(
+        init=init, levels_mm=arguments.levels, accepted_licences=accepted, extras=_extras(arguments), **values
+    )
     check_weights(card, settings)
     return settings, initial_file
+
+
+def _extras(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Settings of --extra; raises SettingsError for one given twice."""
+    extras = dict[str, Any]()
+    for name, value in arguments.extra:
+        if name in extras:
+            raise SettingsError(f"--extra {name} is given twice.")
+        extras[name] = value
+    return extras
 
 
 def check_flags(arguments: argparse.Namespace) -> None:

@@ -74,7 +74,7 @@ def join(
     rounds += rounds_first + rounds_second + rounds_forward + rounds_inverse
     if rounds:
         notes.append(f"The maps were smoothed where they would fold, in {rounds} rounds.")
-    return Flow(forward, inverse, velocity_vox, wide, 2**squarings, notes, (first, second))
+    return Flow(forward, inverse, velocity_vox, wide, 2**squarings if moves else 0, notes, (first, second))
 
 
 def _through(outer: Tensor, flow: Tensor | None, inner: Tensor) -> Tensor:

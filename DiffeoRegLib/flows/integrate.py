@@ -34,7 +34,8 @@ INVERSE_TOLERANCE_VOX = 1e-3
 class Flow:
     """A diffeomorphism and its inverse, (1, d, *grid.shape) displacements in voxels of `grid`.
 
-    velocity_vox: what was integrated, (T, d, *grid.shape). steps: time steps taken per velocity field.
+    velocity_vox: what was integrated, (T, d, *grid.shape). steps: time steps taken per velocity field,
+    0 where there was nothing to integrate.
     notes: sentences for the report.  halves: half-way maps joined with the flow, see flows/halfway.py.
     """
 

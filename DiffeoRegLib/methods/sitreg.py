@@ -32,6 +32,7 @@ from DiffeoRegLib.methods.trained import (
     spacing_of,
     strides_on,
 )
+from DiffeoRegLib.networks.precision import trial_gap_vox
 from DiffeoRegLib.networks.pyramid import PyramidConfig
 from DiffeoRegLib.networks.sitreg import SITReg
 from DiffeoRegLib.networks.sitreg_maps import MODES, Mode, SITRegMaps
@@ -54,6 +55,8 @@ POINTS_AT_ONCE = 1 << 18
 PASSES = {"fast": 1, "balanced": 2, "accurate": 2}
 """Per effort. Half-way maps of two passes joined are half-way maps again: symmetric, and without folds."""
 MOST_PASSES = 10
+MOST_GAP_VOX = 0.5
+"""So much may bfloat16 change the maps of the trial; rounding changes them by .06 (trained weights)."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,14 @@ class SITRegMethod:
         precision, why = precision_on(device, choices.precision)
         network, spacing_mm = _network(settings, precision, choices)
         network.to(device)
+        if (
+            precision == "bfloat16"
+            and choices.precision is None
+            and not trial_gap_vox(network) < MOST_GAP_VOX
+        ):
+            network, spacing_mm = _network(settings, "float32", choices)
+            network.to(device)
+            why = "Convolutions in float32: on a trial this device's bfloat16 gave other maps."
         strides = strides_on(pair.grid, spacing_mm)
         count = PASSES[settings.effort] if choices.passes is None else choices.passes
         halves: list[Tensor] = []

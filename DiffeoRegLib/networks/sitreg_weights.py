@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from DiffeoRegLib.errors import FileFormatError
 from DiffeoRegLib.networks.pyramid import Order, PyramidConfig
 from DiffeoRegLib.networks.sitreg import SITReg
-from DiffeoRegLib.networks.sitreg_options import PRECISIONS, SITRegOptions
+from DiffeoRegLib.networks.sitreg_options import SITRegOptions
 from DiffeoRegLib.space.controls import cubic_basis
 
 NETWORK = "registration_network"
@@ -86,23 +85,6 @@ def import_published(
             raise FileFormatError(f"'{names[name]}' holds values that are not finite; the file is damaged.")
     network.load_state_dict(own)
     return network.eval()
-
-
-def precision_gap_vox(network: SITReg, image_1: Tensor, image_2: Tensor) -> float:
-    """Largest difference between the maps with bfloat16 and with full convolutions, voxels.
-
-    Some machines' half precision convolutions were wrong, not only rounded: look before trusting them.
-    """
-    options = network.options
-    found = []
-    try:
-        for precision in PRECISIONS:
-            network.options = replace(options, precision=precision)
-            with torch.no_grad():
-                found.append(network(image_1, image_2).u12)
-    finally:
-        network.options = options
-    return float((found[0] - found[1]).abs().max())
 
 
 def published_config(state: Mapping[str, Tensor], *, groups: int = 2, head_groups: int = 0) -> PyramidConfig:

@@ -85,6 +85,8 @@ def test_help_does_not_load_torch():
         (["--fixed-seg", "a.nii.gz"], "--moving-seg"),
         (["--guidance-fixed-seg", "a.nii.gz"], "--guidance-moving-seg"),
         (["--fixed-landmarks", "a.csv"], "both images"),
+        (["--extra", "passes"], "NAME=VALUE"),
+        (["--extra", "passes=1", "--extra", "passes=2"], "given twice"),
         (["--no-such-flag"], "--no-such-flag"),
         (["--fixed-mask", "missing.nii.gz"], "missing.nii.gz"),
         (["--moving-seg", "missing.nii.gz"], "missing.nii.gz"),
@@ -96,6 +98,13 @@ def test_bad_flags(flags, said, pair_files, tmp_path, registrations, capsys):
     assert said in one_sentence(capsys)
     assert not out.exists()
     assert registrations == []
+
+
+def test_settings_of_one_method(pair_files, tmp_path, registrations):
+    """Numbers, words and yes or no arrive as what they are."""
+    given = ["--extra", "passes=3", "--extra", "mode=complete", "--extra", "fast=true"]
+    assert run(*register_words(pair_files, tmp_path / "out", *given)) == 0
+    assert registrations[0]["settings"].extras == {"passes": 3, "mode": "complete", "fast": True}
 
 
 def test_bad_images(pair_files, tmp_path, registrations, capsys):

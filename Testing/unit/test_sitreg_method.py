@@ -24,6 +24,7 @@ from DiffeoRegLib.methods.sitreg import (
 )
 from DiffeoRegLib.methods.svf import StationaryVelocity
 from DiffeoRegLib.methods.trained import precision_on
+from DiffeoRegLib.networks.precision import trial_gap_vox
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.field import compose, downsample_field
 from DiffeoRegLib.space.sample import identity_vox, warp
@@ -124,6 +125,25 @@ def test_how_often_the_network_looks(weights, effort, passes):
     told = []
     SITRegMethod().predict(pair(), settings_for(weights, effort=effort, **FULL), told.append)
     assert len(told) == passes
+
+
+@pytest.mark.parametrize(("gap", "rounded"), [(0.06, True), (0.6, False), (float("nan"), False)])
+def test_half_precision_is_tried_before_it_is_trusted(monkeypatch, weights, gap, rounded):
+    monkeypatch.setattr(trained, "native_bfloat16", lambda device: True)
+    monkeypatch.setattr(sitreg, "trial_gap_vox", lambda network: gap)
+    chosen = SITRegMethod().predict(pair(), settings_for(weights), silent)
+    name = "bfloat16" if rounded else "float32"
+    asked = SITRegMethod().predict(pair(), settings_for(weights, extras={"precision": name}), silent)
+    assert torch.equal(chosen.halves[0], asked.halves[0])
+    assert ("on a trial" in chosen.notes[0]) is not rounded
+
+
+def test_the_trial_of_half_precision(weights):
+    """Rounding moves the maps of the trial a little, never as much as the bound."""
+    network = moving_network(strength=1.0, seed=1)
+    gap = trial_gap_vox(network)
+    assert gap == trial_gap_vox(network)
+    assert 0 < gap < sitreg.MOST_GAP_VOX
 
 
 def test_weights_of_another_kind(monkeypatch, weights):

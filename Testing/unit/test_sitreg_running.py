@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from DiffeoRegLib.errors import InputError, SettingsError, ShapeError, UnknownNameError
+from DiffeoRegLib.networks.precision import precision_gap_vox
 from DiffeoRegLib.networks.pyramid import PyramidConfig
 from DiffeoRegLib.networks.sitreg import SITReg
 from DiffeoRegLib.networks.sitreg_options import SITRegOptions
-from DiffeoRegLib.networks.sitreg_weights import precision_gap_vox
 from DiffeoRegLib.space.sample import warp
 from Testing.sitreg_cases import moving_network, pictures
 

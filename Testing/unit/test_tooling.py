@@ -307,7 +307,9 @@ def help_of(repository: Path, subcommand: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("subcommand", ["register", "apply", "evaluate", "methods"])
+@pytest.mark.parametrize(
+    "subcommand", ["register", "apply", "evaluate", "methods", "train", "import-weights"]
+)
 def test_commands_of_the_readme_exist_with_their_flags(repository: Path, subcommand: str) -> None:
     lines = [line for line in shell_lines(repository) if line.split()[1] == subcommand]
     assert lines
@@ -325,6 +327,8 @@ def test_the_readme_shows_only_commands_that_are_tested(repository: Path) -> Non
         "apply",
         "evaluate",
         "methods",
+        "train",
+        "import-weights",
     }
 
 
