@@ -14,15 +14,16 @@ from DiffeoRegLib.networks.sitreg_options import Precision
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.grid import Grid
 
-ITERATIONS: Mapping[str, tuple[int, int]] = {"fast": (0, 0), "balanced": (25, 25), "accurate": (40, 40)}
-"""Per effort: at the voxel size of the network and at the working one."""
-DENSE_ITERATIONS: Mapping[str, int] = {"fast": 0, "balanced": 0, "accurate": 10}
+ITERATIONS: Mapping[str, tuple[int, ...]] = {"fast": (0,), "balanced": (20, 27, 0), "accurate": (40, 40, 10)}
+"""Per effort: at twice the voxel size of the network, at that size, and at the working one."""
+DENSE_ITERATIONS: Mapping[str, int] = {"fast": 0, "balanced": 3, "accurate": 10}
+MOST_LEVELS = 3
 
 
 def levels_and_iterations(settings: Settings) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """Levels (empty: those of network and working grid) and iterations, the dense ones last.
+    """Levels (empty: as in ITERATIONS) and iterations, the dense ones last.
 
-    One number of iterations is for the working grid, two are for the network's voxel size and that.
+    Fewer numbers of iterations than levels are for the finest of these.
     Raises SettingsError when levels and iterations do not match.
     """
     counts = settings.iterations or ITERATIONS[settings.effort]
@@ -31,9 +32,9 @@ def levels_and_iterations(settings: Settings) -> tuple[tuple[float, ...], tuple[
         raise SettingsError(
             f"{len(levels)} levels {levels} and {len(counts)} numbers of iterations {counts} do not match."
         )
-    if not levels and len(counts) > 2:
+    if not levels and len(counts) > MOST_LEVELS:
         raise SettingsError(
-            f"Without levels this method takes one or two numbers of iterations, not {counts}."
+            f"Without levels this method takes up to {MOST_LEVELS} numbers of iterations, not {counts}."
         )
     dense = settings.dense_iterations
     if dense is None:
@@ -55,7 +56,8 @@ def refinement(settings: Settings, spacing_mm: Sequence[float], grid: Grid) -> S
     """The settings of `svf` that refine what a network of this voxel size found on a working grid."""
     levels, counts = levels_and_iterations(settings)
     if not levels:
-        levels = (max(spacing_mm), min(grid.spacing))[-(len(counts) - 1) :]
+        own = max(spacing_mm)
+        levels = (2 * own, own, min(grid.spacing))[-(len(counts) - 1) :]
     return settings.with_changes(
         levels_mm=levels, iterations=counts[:-1], dense_iterations=counts[-1], large_displacement=False
     )

@@ -41,10 +41,20 @@ import peer_scores  # noqa: E402
 import peer_tables  # noqa: E402
 
 Row = dict[str, Any]
+LICENCE = ("--accept-licence", "CC-BY-NC-4.0")
 OURS = {
     "ours": ("--method", "svf", "--effort", "balanced"),
     "ours-fast": ("--method", "svf", "--effort", "fast"),
     "ours-accurate": ("--method", "svf", "--effort", "accurate"),
+    "ours-sitreg": ("--method", "sitreg-brain-t1", *LICENCE, "--effort", "balanced"),
+    "ours-sitreg-accurate": ("--method", "sitreg-brain-t1", *LICENCE, "--effort", "accurate"),
+    "ours-sitreg-network": ("--method", "sitreg-brain-t1", *LICENCE, "--effort", "fast"),
+    "ours-sitreg-twice": ("--method", "sitreg-brain-t1", *LICENCE, "--effort", "fast", "--extra", "passes=2"),
+    "ours-any-contrast": ("--method", "sitreg-any-contrast", "--effort", "balanced"),
+    "ours-any-contrast-network": ("--method", "sitreg-any-contrast", "--effort", "fast"),
+    "ours-any-contrast-twice": ("--method", "sitreg-any-contrast", "--effort", "fast", "--extra", "passes=2"),
+    # its weights are not shipped: --ours-args "--weights FILE"
+    "ours-voxelmorph-network": ("--method", "voxelmorph", "--effort", "fast"),
 }
 PRESETS = {"brain": "brain-mr", "lung": "lung-ct", "liver": "abdomen", "abdomen": "abdomen"}
 DEFAULT_METHODS = "ours,ours-fast,greedy,greedy-fast,ants-syn,demons,demons-fast,elastix,convexadam,fireants"

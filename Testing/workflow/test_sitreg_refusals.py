@@ -145,7 +145,7 @@ def test_too_little_memory(strong):
         ({"extras": {"search_radius_mm": 3.0}}, UnknownNameError, "fast, mode, passes, precision"),
         ({"extras": {"passes": 0}}, SettingsError, "from 1 to 10"),
         ({"extras": {"passes": 1.5}}, SettingsError, "from 1 to 10"),
-        ({"iterations": (1, 2, 3)}, SettingsError, "one or two numbers"),
+        ({"iterations": (1, 2, 3, 4)}, SettingsError, "up to 3 numbers"),
         ({"levels_mm": (2.0,), "iterations": (1, 2)}, SettingsError, "do not match"),
     ],
 )

@@ -318,7 +318,7 @@ def test_slices_for_a_network_of_volumes_and_the_other_way_round(still, flat):
     [
         ({"extras": {"mode": "standard"}}, UnknownNameError, "Known: precision"),
         ({"extras": {"precision": "fp16"}}, UnknownNameError, "bfloat16, float32"),
-        ({"iterations": (1, 2, 3)}, SettingsError, "one or two numbers"),
+        ({"iterations": (1, 2, 3, 4)}, SettingsError, "up to 3 numbers"),
         ({"levels_mm": (2.0,), "iterations": (1, 2)}, SettingsError, "do not match"),
     ],
 )
