@@ -40,6 +40,8 @@ LEAST_SHARED_PERCENT = 5.0
 """Below this overlap an alignment is refused."""
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def initial_alignment(
     fixed: Volume,
     moving: Volume,
@@ -53,6 +55,7 @@ def initial_alignment(
 
     initial: a given transform (its linear part). With `auto` or `identity` it is taken as it is, with
     `rigid` and `affine` it is the only start.  notes: sentences for the report are appended here.
+    It searches along gradients, also where the caller has switched them off.
     Raises NoOverlapError when the two images hardly share space afterwards.
     """
     said: list[str] = [] if notes is None else notes

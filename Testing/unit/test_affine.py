@@ -276,6 +276,17 @@ def test_given_transform_is_taken_or_refined(fixed):
     assert error_mm(refined, truth, points) < 0.7 < error_mm(near, truth, points)
 
 
+@pytest.mark.parametrize("switched_off", [torch.no_grad, torch.inference_mode])
+def test_it_searches_where_gradients_are_switched_off(fixed, switched_off):
+    start = np.eye(4)
+    start[:3, 3] = (3.0, -2.0, 1.0)
+    wanted = initial_alignment(fixed, fixed, Settings(init="rigid"), initial=start)
+    with switched_off():
+        found = initial_alignment(fixed, fixed, Settings(init="rigid"), initial=start)
+    np.testing.assert_array_equal(found, wanted)
+    assert np.abs(found - start).max() > 0.5
+
+
 def test_no_overlap_is_refused(fixed):
     away = phantom(centred((50, 44, 38), (2, 2, 2), center=(900, 0, 0)), rigid((1, 0, 0), 0, (-900, 0, 0)))
     with pytest.raises(NoOverlapError, match=r"share only 0\.0 %"):
