@@ -14,9 +14,9 @@ from DiffeoRegLib.networks.sitreg_options import Precision
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.grid import Grid
 
-ITERATIONS: Mapping[str, tuple[int, ...]] = {"fast": (0,), "balanced": (20, 27, 0), "accurate": (40, 40, 10)}
+ITERATIONS: Mapping[str, tuple[int, ...]] = {"fast": (0,), "balanced": (15, 25, 0), "accurate": (40, 40, 10)}
 """Per effort: at twice the voxel size of the network, at that size, and at the working one."""
-DENSE_ITERATIONS: Mapping[str, int] = {"fast": 0, "balanced": 3, "accurate": 10}
+DENSE_ITERATIONS: Mapping[str, int] = {"fast": 0, "balanced": 10, "accurate": 20}
 MOST_LEVELS = 3
 
 

@@ -196,8 +196,8 @@ def test_all_of_a_pair_is_carried_half_way():
     ("changes", "levels", "counts"),
     [
         ({"effort": "fast"}, (), (0, 0)),
-        ({"effort": "balanced"}, (), (20, 27, 0, 3)),
-        ({"effort": "accurate"}, (), (40, 40, 10, 10)),
+        ({"effort": "balanced"}, (), (15, 25, 0, 10)),
+        ({"effort": "accurate"}, (), (40, 40, 10, 20)),
         ({"effort": "accurate", "dense_iterations": 0}, (), (40, 40, 10, 0)),
         ({"effort": "accurate", "iterations": (5,)}, (), (5, 0)),
         ({"levels_mm": (4.0, 2.0, 1.0), "iterations": (3, 2, 1), "dense_iterations": 4}, (4.0, 2.0, 1.0),
