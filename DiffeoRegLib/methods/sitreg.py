@@ -31,6 +31,7 @@ from DiffeoRegLib.methods.trained import (
     require_dimension,
     spacing_of,
     strides_on,
+    used_weights,
 )
 from DiffeoRegLib.networks.precision import trial_gap_vox
 from DiffeoRegLib.networks.pyramid import PyramidConfig
@@ -135,7 +136,9 @@ class SITRegMethod:
             fine = [upsample_field(u.float(), strides, pair.grid.shape) for u in found]
             halves = [compose(h, u) for h, u in zip(halves, fine, strict=True)] if halves else fine
         to_moving, to_fixed = halves
-        return Motion(torch.zeros_like(to_moving), pair.grid, (to_moving, to_fixed), (why,))
+        return Motion(
+            torch.zeros_like(to_moving), pair.grid, (to_moving, to_fixed), (why, used_weights(settings))
+        )
 
     def refine(self, motion: Motion, pair: Pair, settings: Settings, report: Report) -> Motion:
         """Coarse-to-fine instance optimisation between both images where the network put them."""

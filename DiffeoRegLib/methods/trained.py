@@ -11,6 +11,7 @@ from DiffeoRegLib.catalog import card
 from DiffeoRegLib.device import native_bfloat16
 from DiffeoRegLib.errors import InputError, SettingsError, WeightsError
 from DiffeoRegLib.networks.sitreg_options import Precision
+from DiffeoRegLib.networks.weights import find_weights
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.grid import Grid
 
@@ -88,6 +89,14 @@ def strides_on(grid: Grid, spacing_mm: Sequence[float]) -> list[int]:
 def looks_at(network_grid: Grid) -> str:
     """What the network is busy with, for the progress."""
     return f"the network looks at {' x '.join(str(n) for n in reversed(network_grid.shape))} voxels"
+
+
+def used_weights(settings: Settings) -> str:
+    """For the report: which weights a run used, by name, version and check sum."""
+    known = card(settings.method)
+    found = find_weights(known, settings)
+    name = f"'{known.title}', version {known.version}" if found.of_card else "given by the user"
+    return f"Weights: {name}, {found.path.name}, SHA-256 {found.sha256[:16]}."
 
 
 def precision_on(device: torch.device, wanted: Precision | None) -> tuple[Precision, str]:

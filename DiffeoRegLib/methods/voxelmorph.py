@@ -26,6 +26,7 @@ from DiffeoRegLib.methods.trained import (
     require_dimension,
     spacing_of,
     strides_on,
+    used_weights,
 )
 from DiffeoRegLib.networks.sitreg_options import PRECISIONS, Precision
 from DiffeoRegLib.networks.unet import UNetConfig
@@ -66,7 +67,11 @@ class VoxelMorphMethod:
         moving, fixed = (downsample_image(image, strides) for image in (pair.moving, pair.fixed))
         velocity_vox = network(moving, fixed).mean.float()
         velocity_grid = network_grid.coarsened([network.config.stride] * pair.grid.dim)
-        return Motion(change_grid(velocity_vox, velocity_grid, pair.grid), pair.grid, notes=(why,))
+        return Motion(
+            change_grid(velocity_vox, velocity_grid, pair.grid),
+            pair.grid,
+            notes=(why, used_weights(settings)),
+        )
 
     def refine(self, motion: Motion, pair: Pair, settings: Settings, report: Report) -> Motion:
         """Coarse-to-fine instance optimisation that starts from the network's velocity."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,14 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Card:
 
 
 @pytest.fixture
-def module(bench: Any, shipped: Card) -> Any:
+def module(bench: Any, shipped: Card) -> Iterator[Any]:
+    with opened(bench) as loaded:
+        yield loaded
+
+
+@contextmanager
+def opened(bench: Any) -> Iterator[Any]:
+    """The module on the bench."""
     add_launcher(Path(bench.app.slicerHome))
     loaded = bench.load(REPOSITORY / "DiffeoReg" / "DiffeoReg.py")
     yield loaded.enter()
@@ -98,6 +107,21 @@ def test_the_worker_runs_weights_of_the_user(bench: Any, module: Any, tmp_path: 
     mine.write_bytes(mine.read_bytes()[:-9])
     with pytest.raises(InputError, match=r"mine\.safetensors' is damaged"):
         module.logic.register(pair.fixed, pair.moving, method="sitreg", settings=settings)
+
+
+@pytest.mark.parametrize("name", [card.name for card in CARDS.values() if card.weights])
+def test_a_model_of_the_catalogue_registers_the_shipped_pair(bench: Any, name: str) -> None:
+    pair, card = load_pair(bench.core), CARDS[name]
+    settings = {"accepted_licences": card.licences_to_accept, "device": "cpu", "threads": 1}
+    with opened(bench) as module:
+        result = module.logic.register(
+            pair.fixed, pair.moving, method=name, effort="fast", settings=settings, wantVelocity=False
+        )
+    assert result.selfCheck.ok
+    assert result.report["folds"]["folded_percent"] == 0
+    assert result.report["displacement_mm"]["max"] > 0.5
+    said = f"Weights: '{card.title}', version {card.version}"
+    assert any(note.startswith(said) for note in result.report["notes"])
 
 
 def test_weights_that_are_missing_are_said_before_a_run(bench: Any, module: Any, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from DiffeoRegLib.methods.sitreg import (
 from DiffeoRegLib.methods.svf import StationaryVelocity
 from DiffeoRegLib.methods.trained import precision_on
 from DiffeoRegLib.networks.precision import trial_gap_vox
+from DiffeoRegLib.networks.weights import file_sha256
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.field import compose, downsample_field
 from DiffeoRegLib.space.sample import identity_vox, warp
@@ -136,6 +137,13 @@ def test_half_precision_is_tried_before_it_is_trusted(monkeypatch, weights, gap,
     asked = SITRegMethod().predict(pair(), settings_for(weights, extras={"precision": name}), silent)
     assert torch.equal(chosen.halves[0], asked.halves[0])
     assert ("on a trial" in chosen.notes[0]) is not rounded
+
+
+def test_the_report_names_the_weights(weights):
+    notes = SITRegMethod().predict(pair(), settings_for(weights, **FULL), silent).notes
+    assert (
+        notes[-1] == f"Weights: given by the user, strong.safetensors, SHA-256 {file_sha256(weights)[:16]}."
+    )
 
 
 def test_the_trial_of_half_precision(weights):
