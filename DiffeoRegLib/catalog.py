@@ -230,7 +230,7 @@ METHOD_CARDS = (
     Card(
         name="sitreg",
         title="SITReg with weights of your own",
-        use="A network that you trained (diffeoreg train): both directions at once, exactly symmetric.",
+        use="Your own network, trained (diffeoreg train) or imported: both directions, exactly symmetric.",
         citation=(
             "Honkamaa J, Marttinen P. SITReg: Multi-resolution architecture for symmetric, inverse "
             "consistent, and topology preserving image registration. MELBA 2024;2:2148-2194."

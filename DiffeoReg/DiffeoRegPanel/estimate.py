@@ -34,10 +34,10 @@ AFFINE_MB_PER_MVOX = 70.0
 FEWEST_VOXELS = 96  # a preset's voxel size shrinks so that the longest axis keeps these
 FIELD_BYTES = 3 * 4  # three float32 components
 
-# A trained network and what follows it: iterations at its voxel size and at the working one, as
-# methods/sitreg.py has them.
-NETWORK_ITERATIONS = {"fast": (0, 0), "balanced": (25, 25), "accurate": (40, 40)}
-NETWORK_DENSE_ITERATIONS = {"fast": 0, "balanced": 0, "accurate": 10}
+# A trained network and what follows it: iterations at twice its voxel size, at that size and at the working
+# one, as methods/trained.py has them.
+NETWORK_ITERATIONS = {"fast": (0,), "balanced": (15, 25, 0), "accurate": (40, 40, 10)}
+NETWORK_DENSE_ITERATIONS = {"fast": 0, "balanced": 10, "accurate": 20}
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _network_plan(
     finer = max(1, round(max(network) / wanted_mm)) if any((*counts, dense)) else 1
     spacing_mm = max(network) / finer
     mvox = math.prod(shape) / 1e6 / math.prod(spacing_mm / s for s in _real(shape, spacing))
-    levels = settings.levels_mm or (max(network), spacing_mm)[-len(counts) :]
+    levels = settings.levels_mm or (2 * max(network), max(network), spacing_mm)[-len(counts) :]
     levels = [max(level, spacing_mm) for level in levels]
     seconds, memory = None, 0.0
     if card.measured is not None:

@@ -80,7 +80,9 @@ def test_a_network_is_refined_according_to_the_effort() -> None:
     assert seconds == sorted(seconds)
     assert seconds[1] > seconds[0] + 5
     assert network_guess("balanced", iterations=(0,)).cpu_seconds == pytest.approx(seconds[0])
-    assert network_guess("fast", iterations=(25, 25)).cpu_seconds == pytest.approx(seconds[1])
+    assert network_guess("fast", iterations=(15, 25, 0), dense_iterations=10).cpu_seconds == pytest.approx(
+        seconds[1]
+    )
 
 
 def test_a_network_that_was_not_measured_here_is_not_counted() -> None:
