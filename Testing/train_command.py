@@ -34,6 +34,8 @@ CONFIG = {
     "log_every": 1,
     "seed": 5,
 }
+QUIET = {"PYTHONWARNDEFAULTENCODING": ""}
+"""What other packages' files say of encodings would stand among the sentences that are read here."""
 COMMAND = [sys.executable, "-m", "DiffeoRegLib"]
 
 
@@ -48,7 +50,7 @@ def started(words, repository, before=()):
     return subprocess.Popen(
         [*(before or COMMAND), *map(str, words)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
-        env={**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **QUIET, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 

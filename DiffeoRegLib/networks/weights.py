@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor, nn
 
 from DiffeoRegLib.catalog import (
@@ -58,6 +56,15 @@ def read_checkpoint(path: Path, *, sha256: str | None = None) -> Stored:
     sha256: of the whole file, as a catalogue states it.
     Raises WeightsError for a file that is missing, truncated, altered or of another kind.
     """
+    try:
+        # Not at the top: in Slicer methods without weights run before this package is installed.
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+    except ImportError as error:
+        raise WeightsError(
+            "Weights are read with the package safetensors, which is not installed: install it in Slicer's "
+            "module (Setup), or with pip install safetensors."
+        ) from error
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -290,7 +290,17 @@ def test_our_own_flags_are_understood(known: peer_pair.Pair, tmp_path: Path, met
     read = build_parser().parse_args(command)
     assert (read.fixed, read.moving, read.seed) == (str(known.fixed), str(known.moving), 4)
     assert (read.init, read.fixed_mask) == (str(tmp_path / "start.tfm"), str(known.fixed))
-    assert (read.preset, read.effort, read.method) == ("lung-ct", peers.OURS[method][3], "svf")
+    assert (read.preset, read.effort, read.method) == (
+        "lung-ct",
+        _after(method, "--effort"),
+        _after(method, "--method"),
+    )
+
+
+def _after(method: str, flag: str) -> str:
+    """The word after a flag among a method's words."""
+    words = peers.OURS[method]
+    return words[words.index(flag) + 1]
 
 
 def test_our_row_counts_only_registering(

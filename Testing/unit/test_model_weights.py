@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from DiffeoRegLib import catalog
 from DiffeoRegLib.catalog import CARDS, Card
 from DiffeoRegLib.errors import InputError, LicenceError, SettingsError, WeightsError
 from DiffeoRegLib.networks import weights as room
-from DiffeoRegLib.networks.weights import check_weights, find_weights, network_for
+from DiffeoRegLib.networks.weights import check_weights, find_weights, network_for, read_checkpoint
 from DiffeoRegLib.pipeline import register
 from DiffeoRegLib.settings import Settings
 from Testing.model_cases import LICENCE, SIZES, model_card, weight_file, write_weights
@@ -226,3 +227,10 @@ def test_weights_are_a_path(value: Any) -> None:
 def test_accepted_licences_are_names(value: Any) -> None:
     with pytest.raises(SettingsError, match="tuple of names"):
         Settings(accepted_licences=value)
+
+
+def test_without_the_package_that_reads_weights(monkeypatch, tmp_path):
+    """Slicer does not bring it; the sentence says where to get it."""
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(WeightsError, match="install it in Slicer's module"):
+        read_checkpoint(tmp_path / "any.safetensors")

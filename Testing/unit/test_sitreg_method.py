@@ -346,7 +346,11 @@ print(peak_memory_mb() - before, network_memory_bytes(config, 72 * 80 * 76, Fals
 def test_the_estimate_of_the_networks_memory_is_true(weights):
     """A process of its own, since the peak of this one is long past."""
     run = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(weights)], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", MEASURE, str(weights)],
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+        timeout=120,
     )
     measured, estimate = (float(value) for value in run.stdout.split())
     assert 0.5 * estimate < measured < 1.15 * estimate

@@ -381,7 +381,11 @@ def test_the_estimate_of_the_networks_memory_is_true(folder):
     sizes = {name: list(v) if isinstance(v, tuple) else v for name, v in CLASSIC_DIFF.items()}
     classic = constant_file(folder / "classic.safetensors", (0.1, 0.0, 0.0), **sizes)
     run = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(classic)], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", MEASURE, str(classic)],
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+        timeout=120,
     )
     measured, estimate = (float(value) for value in run.stdout.split())
     assert 0.5 * estimate < measured < 1.15 * estimate
