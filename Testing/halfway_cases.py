@@ -15,6 +15,13 @@ from DiffeoRegLib.volumes.volume import Volume
 from Testing.scenes import Scene, turned_grid
 from Testing.sitreg_cases import moving_network
 
+TURN = AffineTransform(
+    np.array([[0.98, -0.17, 0.02, 3.0], [0.17, 0.97, 0.05, -2.0], [-0.03, -0.05, 1.04, 1.5], [0, 0, 0, 1.0]])
+)
+TURN_IN_PLANE = AffineTransform(
+    np.array([[0.98, -0.17, 0, -2.0], [0.17, 0.98, 0, 3.0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+)
+
 
 def network_file(
     path: Path, strength: float = 30.0, dim: int = 3, levels: int = 3, spacing_mm: float = 2.0, **options: Any

@@ -9,31 +9,7 @@ from DiffeoRegLib.pipeline import register
 from DiffeoRegLib.space.transform import AffineTransform
 from DiffeoRegLib.volumes.pair import Correspondence, Masks
 from DiffeoRegLib.volumes.volume import Volume
-from Testing.halfway_cases import hostile_pair, network_file, same_numbers, settings_for
-
-TURN = AffineTransform(
-    np.array([[0.98, -0.17, 0.02, 3.0], [0.17, 0.97, 0.05, -2.0], [-0.03, -0.05, 1.04, 1.5], [0, 0, 0, 1.0]])
-)
-TURN_IN_PLANE = AffineTransform(
-    np.array([[0.98, -0.17, 0, -2.0], [0.17, 0.98, 0, 3.0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
-)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("weights")
-
-
-@pytest.fixture(scope="module")
-def strong(folder):
-    """Motion near the network's bound: several voxels."""
-    return network_file(folder / "strong.safetensors")
-
-
-@pytest.fixture(scope="module")
-def flat(folder):
-    return network_file(folder / "flat.safetensors", dim=2)
-
+from Testing.halfway_cases import TURN, TURN_IN_PLANE, hostile_pair, same_numbers, settings_for
 
 # ---------------------------------------------------------------- exchange
 

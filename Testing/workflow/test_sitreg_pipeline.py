@@ -10,47 +10,19 @@ import torch
 from DiffeoRegLib.outputs import stored_form
 from DiffeoRegLib.pipeline import register
 from DiffeoRegLib.settings import Settings
-from DiffeoRegLib.space.transform import AffineTransform, DisplacementTransform
+from DiffeoRegLib.space.transform import DisplacementTransform
 from DiffeoRegLib.volumes.transform_files import read_transform, write_transform
 from DiffeoRegLib.worker import inputs
 from DiffeoRegLib.worker.jobs import run
-from Testing.halfway_cases import hostile_pair, network_file, same_numbers, settings_for
+from Testing.halfway_cases import TURN, hostile_pair, network_file, same_numbers, settings_for
 from Testing.scenes import distances_mm, points_of
 from Testing.worker_jobs import image
-
-TURN = AffineTransform(
-    np.array([[0.98, -0.17, 0.02, 3.0], [0.17, 0.97, 0.05, -2.0], [-0.03, -0.05, 1.04, 1.5], [0, 0, 0, 1.0]])
-)
-TURN_IN_PLANE = AffineTransform(
-    np.array([[0.98, -0.17, 0, -2.0], [0.17, 0.98, 0, 3.0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
-)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("weights")
-
-
-@pytest.fixture(scope="module")
-def strong(folder):
-    """Motion near the network's bound: several voxels."""
-    return network_file(folder / "strong.safetensors")
-
-
-@pytest.fixture(scope="module")
-def weak(folder):
-    return network_file(folder / "weak.safetensors", strength=1.0)
 
 
 @pytest.fixture(scope="module")
 def still(folder):
     """It never moves anything."""
     return network_file(folder / "still.safetensors", strength=0.0)
-
-
-@pytest.fixture(scope="module")
-def flat(folder):
-    return network_file(folder / "flat.safetensors", dim=2)
 
 
 @pytest.fixture(scope="module")

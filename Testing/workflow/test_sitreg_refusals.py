@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
@@ -19,39 +18,10 @@ from DiffeoRegLib.methods.sitreg import SITRegMethod
 from DiffeoRegLib.pipeline import register
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.grid import Grid
-from DiffeoRegLib.space.transform import AffineTransform, CompositeTransform
+from DiffeoRegLib.space.transform import CompositeTransform
 from DiffeoRegLib.volumes.volume import Volume
 from Testing.halfway_cases import hostile_pair, network_file, same_numbers, settings_for
 from Testing.scenes import Scene, turned_grid
-
-TURN = AffineTransform(
-    np.array([[0.98, -0.17, 0.02, 3.0], [0.17, 0.97, 0.05, -2.0], [-0.03, -0.05, 1.04, 1.5], [0, 0, 0, 1.0]])
-)
-TURN_IN_PLANE = AffineTransform(
-    np.array([[0.98, -0.17, 0, -2.0], [0.17, 0.98, 0, 3.0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
-)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("weights")
-
-
-@pytest.fixture(scope="module")
-def strong(folder):
-    """Motion near the network's bound: several voxels."""
-    return network_file(folder / "strong.safetensors")
-
-
-@pytest.fixture(scope="module")
-def weak(folder):
-    return network_file(folder / "weak.safetensors", strength=1.0)
-
-
-@pytest.fixture(scope="module")
-def flat(folder):
-    return network_file(folder / "flat.safetensors", dim=2)
-
 
 # ---------------------------------------------------------------- what is told
 

@@ -65,11 +65,6 @@ def settings_for(weights, **changes):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("weights")
-
-
-@pytest.fixture(scope="module")
 def still(folder):
     """It never moves anything."""
     return constant_file(folder / "still.safetensors", (0.0, 0.0, 0.0))
