@@ -1,7 +1,7 @@
 """LDDMM: geodesics of one kernel for the whole image (EPDiff), from a vector momentum.
 
 State, in voxels: m (a covector: m . v does not depend on the unit), u of phi^-1.
-    v       = K m,   K = sum_i c_i K_i
+    v       = K m,   K = sum_i c_i K_i            (with walls M K (M m), `flows/walls.py`)
     dm_a/dt = - sum_d div_d(v_d m_a) - sum_k m_k D_a v_k
     du/dt   = - v - v . D u
 div = -D^T (`space/stencils.py`) and K = K^T, hence d(m . v)/dt = 0 but for the error of the time steps.
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from DiffeoRegLib.errors import SettingsError, ShapeError
 from DiffeoRegLib.flows.runge_kutta import State
+from DiffeoRegLib.flows.walls import held, wall_mask
 from DiffeoRegLib.space.fourier import Form, GaussianKernels
 from DiffeoRegLib.space.stencils import Stencil
 
@@ -26,8 +27,9 @@ class MomentumMetric:
 
     shape, spacing: the grid of the momentum; sigmas: widths of the Gaussians, in the unit of the spacing, mm;
     weights: their shares c_i, brought to sum 1.  order: of the differences, 2 or 4.
-    Raises ShapeError and SettingsError like `GaussianKernels` and `Stencil`, SettingsError for weights that
-    are negative or sum to zero.
+    walls: next to nothing moves at the border (`flows/walls.py`).
+    Raises ShapeError and SettingsError like `GaussianKernels`, `Stencil` and `wall_mask`, SettingsError for
+    weights that are negative or sum to zero.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class MomentumMetric:
         weights: Sequence[float],
         *,
         order: int = 2,
+        walls: bool = False,
         form: Form = "auto",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
@@ -47,6 +50,8 @@ class MomentumMetric:
         self.stencil = Stencil(shape, order)
         self.spacing = tuple(float(s) for s in spacing)
         self._squared = spacing_like(self.spacing, len(self.spacing), dtype, self.kernels.device).square()
+        self.walls = walls
+        self._mask = wall_mask(self.stencil.shape, dtype, self.kernels.device) if walls else None
 
     def start(self, momentum: Tensor) -> State:
         """The state of a momentum (N, d, *shape), component a along tensor axis a; v = K m is in mm."""
@@ -59,7 +64,11 @@ class MomentumMetric:
 
     def sources(self, state: State) -> State:
         """The velocity (N, d, *shape), voxels per unit time."""
-        return (self.kernels.mixed(state[0] / self._squared, self.weights),)
+        return (self._kernel(state[0]),)
+
+    def _kernel(self, m: Tensor) -> Tensor:
+        """K m in voxels; symmetric."""
+        return held(self.kernels.mixed(held(m, self._mask) / self._squared, self.weights), self._mask)
 
     def rate(self, state: State, sources: State) -> State:
         """Rates of m and u."""
@@ -89,8 +98,7 @@ class MomentumMetric:
             grid.pull(dw, of_u, place, at, -1)
             grid.flux(du, map_speed, of_u, at)
         by_v = through_map(grid, dv, dw) - by_u
-        through_kernel = self.kernels.mixed(by_v / self._squared, self.weights)
-        return through_kernel + grid.inside(dm), grid.inside(du)
+        return self._kernel(by_v) + grid.inside(dm), grid.inside(du)
 
 
 def shares(weights: Sequence[float], count: int) -> tuple[float, ...]:

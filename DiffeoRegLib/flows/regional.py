@@ -6,7 +6,8 @@ State, in voxels: m (covector), pre-weights h_i, u of phi^-1.
     dh_i/dt = - v . D h_i
     du/dt   = - v - v . D u
 The same difference acts on h in both places and G = G^T, hence the energy is constant but for the error of
-the time steps.  Constant h_i = sqrt(c_i) is LDDMM with weights c_i.
+the time steps.  Constant h_i = sqrt(c_i) is LDDMM with weights c_i.  With walls (`flows/walls.py`) M m stands
+for m in nu, and v and the source of momentum take a factor M.
 Source: theorem 2 of Shen, Vialard and Niethammer, NeurIPS 2019.  The authors' program takes the gradient of h
 at time 0 in the source of momentum; we follow the equation (h at the current time), which alone keeps energy.
 """
@@ -22,6 +23,7 @@ from torch import Tensor
 from DiffeoRegLib.errors import SettingsError, ShapeError
 from DiffeoRegLib.flows.momentum import check_field, shares, spacing_like, through_map
 from DiffeoRegLib.flows.runge_kutta import State
+from DiffeoRegLib.flows.walls import held, wall_mask
 from DiffeoRegLib.space.fourier import Form, GaussianKernels, reflecting_gaussian
 from DiffeoRegLib.space.stencils import Stencil
 
@@ -29,8 +31,8 @@ from DiffeoRegLib.space.stencils import Stencil
 class RegionalMetric:
     """The inverse metric K = sum_i w_i K_i w_i of RDMM on a grid.
 
-    shape, spacing, sigmas, order, form: as in `MomentumMetric`; preweight_sigma: width of G, in the unit of
-    the spacing.
+    shape, spacing, sigmas, order, walls, form: as in `MomentumMetric`; preweight_sigma: width of G, in the
+    unit of the spacing.
     Raises like `MomentumMetric`, and SettingsError for a G without width.
     """
 
@@ -42,6 +44,7 @@ class RegionalMetric:
         preweight_sigma: float,
         *,
         order: int = 2,
+        walls: bool = False,
         form: Form = "auto",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
@@ -52,6 +55,8 @@ class RegionalMetric:
         widths = tuple(float(preweight_sigma) / s for s in self.spacing)
         self._smooth = reflecting_gaussian(self.stencil.shape, widths, dtype, self.kernels.device)
         self._squared = spacing_like(self.spacing, len(self.spacing), dtype, self.kernels.device).square()
+        self.walls = walls
+        self._mask = wall_mask(self.stencil.shape, dtype, self.kernels.device) if walls else None
 
     def start(self, momentum: Tensor, preweights: Tensor) -> State:
         """The state of a momentum as in `MomentumMetric.start` and of pre-weights (N, n, *shape).
@@ -74,13 +79,13 @@ class RegionalMetric:
 
     def sources(self, state: State) -> State:
         """Velocity (N, d, *shape), voxels per unit time; nu (N, n, d, *shape); w (N, n, *shape)."""
-        m, w = state[0], self._smooth(state[1])
+        m, w = held(state[0], self._mask), self._smooth(state[1])
         nu = self.kernels.each(w.unsqueeze(2) * (m / self._squared).unsqueeze(1))
-        return (_weighted_sum(w, nu), nu, w)
+        return (held(_weighted_sum(w, nu), self._mask), nu, w)
 
     def density(self, m: Tensor, nu: Tensor) -> Tensor:
-        """G(m . nu_i), (N, n, *shape): how the energy changes with h_i."""
-        return self._smooth(_dot(nu, m))
+        """G(m . nu_i), (N, n, *shape), M m for m with walls: how the energy changes with h_i."""
+        return self._smooth(_dot(nu, held(m, self._mask)))
 
     def rate(self, state: State, sources: State) -> State:
         """Rates of m, h and u."""
@@ -117,13 +122,13 @@ class RegionalMetric:
             grid.flux(dh, of_m, density, at, -1)
             grid.pull(dw, of_u, place, at, -1)
             grid.flux(du, map_speed, of_u, at)
-        by_v = through_map(grid, dv, dw) - by_u
+        m, by_v = held(m, self._mask), held(through_map(grid, dv, dw) - by_u, self._mask)
         q = self._smooth(grid.inside(dq))
         by_nu = q.unsqueeze(2) * m.unsqueeze(1) + w.unsqueeze(2) * by_v.unsqueeze(1)
         back = self.kernels.each(by_nu / self._squared.unsqueeze(1))
         by_w = _dot(nu, by_v) + _dot(back, m)
-        total = grid.inside(dm) + _weighted_sum(q, nu) + _weighted_sum(w, back)
-        return total, grid.inside(dh) + self._smooth(by_w), grid.inside(du)
+        by_momentum = held(_weighted_sum(q, nu) + _weighted_sum(w, back), self._mask)
+        return grid.inside(dm) + by_momentum, grid.inside(dh) + self._smooth(by_w), grid.inside(du)
 
 
 def _dot(vectors: Tensor, other: Tensor) -> Tensor:
