@@ -138,14 +138,17 @@ def mk_lncc(
     Source: Shen et al., RDMM, NeurIPS 2019 (similarity, with the settings of its published code).
     """
     fixed, warped = checked_pair(fixed, warped)
-    weight = torch.ones_like(fixed[:1, :1]) if mask is None else mask_like(mask, fixed)
-    return sum(
-        (
-            share * _kernel_term(fixed, warped, weight, size, dilation, squared, faithful)
-            for size, share, dilation in _kernels(min(fixed.shape[2:]))
-        ),
-        start=fixed.new_zeros(()),
-    )
+    kernels = _kernels(min(fixed.shape[2:]))
+    weight = None if mask is None else mask_like(mask, fixed)
+    # About the global mean: sums of squares over whole windows cancel in float32 when the mean is large.
+    first, second = _centred(fixed, weight), _centred(warped, weight)
+    weighted = (first, second) if weight is None else (weight * first, weight * second)
+    products = (*weighted, weighted[0] * first, weighted[1] * second, weighted[0] * second)
+    terms = [
+        share * _kernel_term(products, weight, size, dilation, squared, faithful)
+        for size, share, dilation in kernels
+    ]
+    return torch.stack(terms).sum()
 
 
 def _kernels(extent: int) -> list[tuple[int, float, int]]:
@@ -158,23 +161,33 @@ def _kernels(extent: int) -> list[tuple[int, float, int]]:
 
 
 def _kernel_term(
-    fixed: Tensor, warped: Tensor, weight: Tensor, size: int, dilation: int, squared: bool, faithful: bool
+    products: Sequence[Tensor],
+    weight: Tensor | None,
+    size: int,
+    dilation: int,
+    squared: bool,
+    faithful: bool,
 ) -> Tensor:
-    """Mean of 1 - correlation over the windows of one size."""
-    first, second = _centred(fixed, weight), _centred(warped, weight)
-    dtype, device = fixed.dtype, fixed.device
-    matrices = [_placed_windows(n, size, dilation, dtype, device) for n in fixed.shape[2:]]
-    support = apply_axes(weight, matrices)
+    """Mean of 1 - correlation over the windows of one size.
+
+    products: w F, w W, w F^2, w W^2, w F W of the centred images; weight: w, None for ones.
+    """
+    shape, dtype, device = products[0].shape[2:], products[0].dtype, products[0].device
+    matrices = [_placed_windows(n, size, dilation, dtype, device) for n in shape]
+    whole = float(size) ** len(matrices)
+    if weight is None:
+        support = products[0].new_full((1, 1, *(m.rows for m in matrices)), whole)
+    else:
+        support = apply_axes(weight, matrices)
     held = support > 1e-3
     count = torch.where(held, support, 1.0)
-    sums = [apply_axes(weight * v, matrices) for v in
-            (first, second, first.square(), second.square(), first * second)]  # fmt: skip
+    sums = [apply_axes(product, matrices) for product in products]
     variances = [(sums[k + 2] - sums[k].square() / count).clamp(min=0) for k in (0, 1)]
     cross = sums[4] - sums[0] * sums[1] / count
     # Sums of a window cut by the mask are scaled up to a whole one, so that the constant weighs the same.
-    whole = float(size) ** len(matrices) / count
-    energy = whole.square() * variances[0] * variances[1] + 1e-5
-    cross = whole * cross
+    scale = whole / count
+    energy = scale.square() * variances[0] * variances[1] + 1e-5
+    cross = scale * cross
     correlation = cross.square() / energy if squared else cross / energy.sqrt()
     counted = torch.where(held, support, 0.0).expand_as(correlation)
     if not bool((counted.flatten(1).sum(1) > 0).all()):
@@ -249,9 +262,11 @@ def _local_statistics(
     )  # fmt: skip
 
 
-def _centred(image: Tensor, weight: Tensor) -> Tensor:
+def _centred(image: Tensor, weight: Tensor | None) -> Tensor:
     """The image minus its weighted mean per sample and channel, 0 outside the mask's support."""
     axes = tuple(range(2, image.dim()))
+    if weight is None:
+        return image - image.mean(axes, keepdim=True)
     mean = (image * weight).sum(axes, keepdim=True) / weight.sum(axes, keepdim=True)
     return torch.where(weight > 0, image - mean, 0.0)
 
