@@ -8,6 +8,7 @@ impossible (the determinant is positive by construction).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,11 +51,13 @@ def initial_alignment(
     initial: Matrix | None = None,
     *,
     notes: list[str] | None = None,
+    alone: bool = True,
 ) -> Matrix:
     """RAS mm 4x4 (fixed point -> moving point) that settings.init asks for; `auto` = affine.
 
     initial: a given transform (its linear part). With `auto` or `identity` it is taken as it is, with
-    `rigid` and `affine` it is the only start.  notes: sentences for the report are appended here.
+    `rigid` and `affine` it is the only start, or, not `alone`, one of all.
+    notes: sentences for the report are appended here.
     It searches along gradients, also where the caller has switched them off.
     Raises NoOverlapError when the two images hardly share space afterwards.
     """
@@ -68,7 +71,7 @@ def initial_alignment(
         matrix = np.eye(4)
         said.append("Initial alignment: none, the images are taken where their headers put them.")
     else:
-        matrix = _search(finite(fixed), finite(moving), settings, masks, initial, said)
+        matrix = _search(finite(fixed), finite(moving), settings, masks, initial, said, alone)
     shared = shared_percent(fixed.grid, moving.grid, matrix)
     if shared < LEAST_SHARED_PERCENT:
         raise NoOverlapError(
@@ -76,6 +79,22 @@ def initial_alignment(
             f"alignment ('{init}'): choose another one (geometry, mass, affine) or give an initial transform."
         )
     return matrix
+
+
+def information(
+    fixed: Volume, moving: Volume, masks: Masks | None, matrices: Sequence[Matrix], seed: int = 0
+) -> list[float]:
+    """Normalised mutual information of both images under maps (RAS mm 4x4), 1 = independent; coarse."""
+    masks = masks or Masks()
+    fixed_side = make_side(finite(fixed), masks.fixed, masks.exclude_fixed)
+    moving_side = make_side(finite(moving), masks.moving, masks.exclude_moving)
+    frames = make_frames(fixed_side, moving_side)
+    coarse_mm = max(*fixed.grid.extent_mm, *moving.grid.extent_mm) / COARSE_BLOCKS
+    level = make_level(fixed_side, moving_side, frames.world_from_fixed, frames.world_from_moving,
+                       coarse_mm, POINTS[0], seed)  # fmt: skip
+    parts = [frames.parts(matrix) for matrix in matrices]
+    found = _judged(level, np.stack([p[0] for p in parts]), np.stack([p[1] for p in parts]), "nmi")
+    return [1.0 - candidate.loss for candidate in found]
 
 
 def shared_percent(fixed: Grid, moving: Grid, moving_from_fixed: Matrix) -> float:
@@ -186,7 +205,13 @@ def _judged(
 
 
 def _search(
-    fixed: Volume, moving: Volume, settings: Settings, masks: Masks, initial: Matrix | None, said: list[str]
+    fixed: Volume,
+    moving: Volume,
+    settings: Settings,
+    masks: Masks,
+    initial: Matrix | None,
+    said: list[str],
+    alone: bool,
 ) -> Matrix:
     fixed_side = make_side(fixed, masks.fixed, masks.exclude_fixed)
     moving_side = make_side(moving, masks.moving, masks.exclude_moving)
@@ -203,7 +228,11 @@ def _search(
         for k, points in enumerate(POINTS)
     ]  # fmt: skip
     starts = _plain_starts(levels[0], frames, centers, initial)
-    rotated = [] if initial is not None else _rotated_starts(levels[0], frames, centers)
+    rotated = []
+    if initial is None or not alone:
+        rotated = _rotated_starts(levels[0], frames, centers)
+    if initial is not None and not alone:
+        starts += _plain_starts(levels[0], frames, centers, None)
     best = _best_rigid(levels, [*starts, *rotated[: REFINED[0]]], frames)
     found = _followed_down(levels, best, frames, settings, "nmi")
     if settings.preset != "multimodal" and settings.similarity not in ("nmi", "mind"):

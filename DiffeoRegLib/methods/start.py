@@ -8,12 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from DiffeoRegLib.catalog import card
+from DiffeoRegLib.errors import InputError
 from DiffeoRegLib.methods.affine import initial_alignment
+from DiffeoRegLib.methods.affine_network import alignment_sources, asked_for, network_alignment
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.grid import Grid, Matrix
 from DiffeoRegLib.space.transform import AffineTransform, CompositeTransform, Transform
 from DiffeoRegLib.volumes.halfway import Halves, exchanged_masks, fixed_first, halves_of
 from DiffeoRegLib.volumes.pair import Correspondence, Masks
+from DiffeoRegLib.volumes.regions import Regions
 from DiffeoRegLib.volumes.resample import warp_labels, warp_volume
 from DiffeoRegLib.volumes.volume import Volume
 
@@ -26,7 +30,7 @@ class Start:
 
     moving: what is registered: the moving image itself, or, after a given non-linear transform, that image
     already carried to the fixed grid.  moving_from_fixed: RAS mm 4x4 that leads to it.
-    halves: its two halves, for methods that meet half-way.
+    halves: its two halves, for methods that meet half-way.  sources: citations of what found it.
     """
 
     transform: Transform
@@ -34,6 +38,27 @@ class Start:
     moving_from_fixed: Matrix
     carried: bool = False
     halves: Halves | None = None
+    sources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """What counts in the search besides the images; each part may be missing."""
+
+    masks: Masks | None
+    guidance: Correspondence | None
+    regions: Regions | None
+
+    def carried(self, start: Start, grid: Grid) -> Beside:
+        """The same as the moving image is after the initial alignment."""
+        if not start.carried:
+            return self
+        masks, guidance = carried_along(self.masks, self.guidance, start.transform, grid)
+        regions = self.regions
+        if regions is not None:
+            labels = warp_labels(regions.labels, start.transform, grid)
+            regions = dataclasses.replace(regions, labels=labels)
+        return Beside(masks, guidance, regions)
 
 
 def find_start(
@@ -49,22 +74,49 @@ def find_start(
     """The alignment that settings.init and `initial` ask for; sentences for the report go to `notes`.
 
     halfway: both halves of it, too, and the same whichever image is called fixed.
-    Raises NoOverlapError when the two images hardly share space afterwards.
+    Raises NoOverlapError when the two images hardly share space afterwards, InputError where a network that
+    aligns linearly would have to start from a non-linear transform.
     """
     given = None
     if initial is not None:
         given = linear_matrix(initial)
+        if given is None and asked_for(settings):
+            raise InputError(
+                "An affine network starts from a linear transform or none, and the given one is not linear: "
+                "give another one, or use the method affine or another initial alignment."
+            )
         if given is None:
             carried = warp_volume(moving, initial, fixed.grid, fill=background_of(moving))
             notes.append("Initial alignment: the given non-linear transform, as it is.")
             halves = halves_of(np.eye(4))[0] if halfway else None
             return Start(initial, carried, np.eye(4), True, halves)
     if not halfway:
-        matrix = initial_alignment(fixed, moving, settings, masks, given, notes=notes)
-        return Start(AffineTransform(matrix), moving, matrix)
+        matrix = _aligned(fixed, moving, settings, masks, given, notes)
+        return Start(AffineTransform(matrix), moving, matrix, sources=_sources(settings, given))
     found = _halves(fixed, moving, masks, given, settings, notes)
     matrix = found.moving_from_grid @ found.grid_from_fixed
-    return Start(AffineTransform(matrix), moving, matrix, False, found)
+    return Start(AffineTransform(matrix), moving, matrix, False, found, _sources(settings, given))
+
+
+def _aligned(
+    fixed: Volume,
+    moving: Volume,
+    settings: Settings,
+    masks: Masks | None,
+    given: Matrix | None,
+    notes: list[str],
+) -> Matrix:
+    """The linear alignment asked for: by a trained network, or in one of the other ways."""
+    find = network_alignment if asked_for(settings) else initial_alignment
+    return find(fixed, moving, settings, masks, given, notes=notes)
+
+
+def _sources(settings: Settings, given: Matrix | None) -> tuple[str, ...]:
+    """Citations of what `_aligned` uses."""
+    if asked_for(settings):
+        return tuple(alignment_sources(settings))
+    searched = settings.init in ("rigid", "affine") or (settings.init == "auto" and given is None)
+    return (card("affine").citation,) if searched else ()
 
 
 def _halves(
@@ -81,10 +133,10 @@ def _halves(
         notes.append("Initial alignment: none, the images are the same.")
         return halves_of(np.eye(4))[0]
     if order is not False:
-        matrix = initial_alignment(fixed, moving, settings, masks, given, notes=notes)
+        matrix = _aligned(fixed, moving, settings, masks, given, notes)
     else:
         back = None if given is None else np.asarray(np.linalg.inv(given), dtype=np.float64)
-        matrix = initial_alignment(moving, fixed, settings, exchanged_masks(masks), back, notes=notes)
+        matrix = _aligned(moving, fixed, settings, exchanged_masks(masks), back, notes)
         if given is None and settings.init not in ("identity", "geometry", "mass"):
             notes.append(BACKWARD)
     halves, problem = halves_of(matrix)

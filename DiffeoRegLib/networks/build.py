@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from DiffeoRegLib.errors import SettingsError, UnknownNameError
+from DiffeoRegLib.networks.affine_net import AffineNet, AffineNetConfig, AffineNetOptions
 from DiffeoRegLib.networks.pyramid import PyramidConfig
+from DiffeoRegLib.networks.shooting_net import LDDMMNet, RDMMNet, ShootingNet, VSVFNet
+from DiffeoRegLib.networks.shooting_sizes import ShootingOptions, ShootingSizes
 from DiffeoRegLib.networks.sitreg import SITReg
 from DiffeoRegLib.networks.sitreg_options import Precision, SITRegOptions
 from DiffeoRegLib.networks.unet import UNetConfig, UNetOptions
@@ -60,6 +64,24 @@ def voxelmorph_diff(sizes: Mapping[str, Any], options: Mapping[str, Any], precis
     )
 
 
+def affine_network(sizes: Mapping[str, Any], options: Mapping[str, Any], precision: str) -> nn.Module:
+    """An AffineNet: sizes of AffineNetConfig, options of AffineNetOptions but the precision."""
+    chosen = _with_precision(options, precision)
+    return AffineNet(
+        build(AffineNetConfig, sizes, "network.sizes"), build(AffineNetOptions, chosen, "network.options")
+    )
+
+
+def _shooting(
+    kind: type[ShootingNet], sizes: Mapping[str, Any], options: Mapping[str, Any], precision: str
+) -> nn.Module:
+    """A network that predicts a momentum: sizes of ShootingSizes, options of ShootingOptions."""
+    chosen = _with_precision(options, precision)
+    return kind(
+        build(ShootingSizes, sizes, "network.sizes"), build(ShootingOptions, chosen, "network.options")
+    )
+
+
 def _with_precision(options: Mapping[str, Any], precision: str) -> dict[str, Any]:
     if "precision" in options:
         raise SettingsError("The precision is a setting of the run, not an option of the network.")
@@ -67,7 +89,11 @@ def _with_precision(options: Mapping[str, Any], precision: str) -> dict[str, Any
 
 
 NETWORKS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any], str], nn.Module]] = {
+    "affine-network": affine_network,
+    "lddmm-network": partial(_shooting, LDDMMNet),
+    "rdmm-network": partial(_shooting, RDMMNet),
     "sitreg": sitreg,
+    "vsvf-network": partial(_shooting, VSVFNet),
     "voxelmorph": voxelmorph,
     "voxelmorph-diff": voxelmorph_diff,
 }

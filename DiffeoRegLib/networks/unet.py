@@ -113,7 +113,7 @@ class UNet(nn.Module):
             )
         device, half = images.device.type, self.options.precision == "bfloat16"
         with torch.autocast(device, torch.bfloat16, enabled=half):
-            features = self._decoded(self._encoded(_filled(images, config.coarsest)))
+            features = self._decoded(self._encoded(filled(images, config.coarsest)))
         kept = [slice(-(-n // config.stride)) for n in images.shape[2:]]
         return features[(slice(None), slice(None), *kept)].to(images.dtype)
 
@@ -160,7 +160,7 @@ def _block(config: UNetConfig, entering: int, leaving: int, stride: int = 1) -> 
     return nn.Sequential(layer, nn.LeakyReLU(config.slope))
 
 
-def _filled(images: Tensor, multiple: int) -> Tensor:
+def filled(images: Tensor, multiple: int) -> Tensor:
     """The border repeated on the right of every axis until its length is a multiple."""
     missing: Sequence[int] = [-n % multiple for n in images.shape[2:]]
     if not any(missing):

@@ -20,6 +20,7 @@ from DiffeoRegLib.catalog import (
     WeightFile,
     check_weights_choice,
     default_models_folder,
+    linear_model,
     weight_path,
 )
 from DiffeoRegLib.errors import LicenceError, SettingsError, WeightsError
@@ -232,11 +233,14 @@ def find_weights(card: Card, settings: Settings) -> Found:
 def check_weights(card: Card, settings: Settings) -> None:
     """Raise what `find_weights` raises, before anything long begins; methods without weights pass.
 
+    Those of a network that finds the initial alignment count, too.
     Raises SettingsError for weights given to one of these.
     """
     check_weights_choice(card, settings.weights)
     if card.trained:
         find_weights(card, settings)
+    if settings.init_network is not None:
+        find_weights(linear_model(settings.init_network), settings.with_changes(weights=None))
 
 
 def network_for(card: Card, settings: Settings, precision: str = "fp32") -> tuple[nn.Module, dict[str, Any]]:

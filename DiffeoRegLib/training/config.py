@@ -11,11 +11,13 @@ from typing import Any, Literal
 from DiffeoRegLib.errors import SettingsError, UnknownNameError
 from DiffeoRegLib.networks.build import NetworkConfig
 from DiffeoRegLib.plain import as_plain, build
+from DiffeoRegLib.training.changing import WeightSchedule
 from DiffeoRegLib.training.reading import read_yaml
 
 SIMILARITY_LOSSES = ("lncc", "lncc-squared", "lncc-published", "mk-lncc", "mse", "nmi", "mind")
 PENALTIES = ("diffusion", "gradient", "bending")
-MAP_TERMS = ("kl",)
+PATH_TERMS = ("kinetic", "transport", "common", "consistency")
+MAP_TERMS = ("kl", "affine-size", "affine-inverse", *PATH_TERMS)
 LOSSES = (*SIMILARITY_LOSSES, *PENALTIES, *MAP_TERMS, "dice")
 HIGHER_IS_BETTER = {"dice": True, "tre_mm": False, "loss": False, "folded_percent": False,
                     "sd_log_jacobian": False}  # fmt: skip
@@ -54,17 +56,26 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """One term of the loss: name, weight and keyword options of the function of that name."""
+    """One term of the loss: name, weight and keyword options of the function of that name.
+
+    schedule: how the weight comes about.
+    """
 
     name: str
     weight: float = 1.0
     options: Mapping[str, Any] = field(default_factory=dict)
+    schedule: WeightSchedule = field(default_factory=WeightSchedule)
 
     def __post_init__(self) -> None:
         if self.name not in LOSSES:
             raise UnknownNameError("loss", self.name, LOSSES)
         if not 0 <= self.weight < math.inf:
             raise SettingsError(f"The weight of {self.name} must be at least 0, not {self.weight}.")
+
+    @property
+    def counts(self) -> bool:
+        """It has a weight in some step."""
+        return self.weight > 0 or bool(self.schedule.first)
 
 
 @dataclass(frozen=True)
@@ -103,9 +114,14 @@ class OptimiserConfig:
 
 @dataclass(frozen=True)
 class StartConfig:
-    """Weights that a run starts from, in place of random ones; sha256: of that file, filled in by the run."""
+    """Weights that a run starts from, in place of random ones.
+
+    part: of the network, where the rest is drawn; the file may then be of another network with the same part.
+    sha256: of that file, filled in by the run.
+    """
 
     file: str
+    part: str | None = None
     sha256: str | None = None
 
 
@@ -113,7 +129,7 @@ class StartConfig:
 class TrainingConfig:
     """One training run.
 
-    symmetric: both directions count, half each.
+    symmetric: both directions count, half each; symmetric_from: the step from which they do.
     steps: of the optimiser.  batch: pairs per process at a time; accumulation: batches per step.
     precision: of the convolutions, `bf16` where the network offers it; fields are always fp32.
     validate_every, checkpoint_every, log_every: steps.  keep: numbered weights kept beside best and last.
@@ -130,6 +146,7 @@ class TrainingConfig:
     losses: tuple[LossConfig, ...]
     steps: int
     symmetric: bool = True
+    symmetric_from: int = 0
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     batch: int = 1
     accumulation: int = 1
@@ -149,12 +166,14 @@ class TrainingConfig:
                      "nan_limit"):  # fmt: skip
             _whole(name, getattr(self, name), 1)
         _whole("keep", self.keep, 0)
+        _whole("symmetric_from", self.symmetric_from, 0)
         _whole("seed", self.seed, 0)
         if self.best not in HIGHER_IS_BETTER:
             raise UnknownNameError("metric", self.best, HIGHER_IS_BETTER)
         names = [loss.name for loss in self.losses]
         blind = (*PENALTIES, *MAP_TERMS)
-        if not any(loss.weight > 0 and loss.name not in blind for loss in self.losses):
+        seeing = [loss for loss in self.losses if loss.name not in blind]
+        if not any(loss.schedule.weight(loss.weight, 0) > 0 for loss in seeing):
             raise SettingsError("The losses need one of weight above 0 that compares images or labels.")
         if len(set(names)) < len(names):
             raise SettingsError(f"Each loss is named once, not {', '.join(names)}.")

@@ -13,17 +13,19 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from DiffeoRegLib.errors import Cancelled, InputError, NoOverlapError
+from DiffeoRegLib.flows.shooting import ShootingDiverged
 from DiffeoRegLib.methods.base import Progress, Report
 from DiffeoRegLib.networks.weights import load_weights
 from DiffeoRegLib.training.batches import Drawn, Pairs, Stream, collate, derived_seed, seed_all
 from DiffeoRegLib.training.checkpoint import load_optimiser
 from DiffeoRegLib.training.config import TrainingConfig
-from DiffeoRegLib.training.objective import Batch, Objective
+from DiffeoRegLib.training.objective import Batch, objective_of
 from DiffeoRegLib.training.processes import Processes, sum_gradients
 from DiffeoRegLib.training.run_folder import Counters, RunFolder
 from DiffeoRegLib.training.validation import is_better, require_metric, validate
@@ -39,6 +41,15 @@ class Outcome:
     finished: bool
     best: float | None
     skipped: int
+
+
+@runtime_checkable
+class Growing(Protocol):
+    """A network that does more from some step of training on; untold it does all it can."""
+
+    def at_step(self, step: int) -> None:
+        """The step at work, counted from 0."""
+        ...
 
 
 @dataclass(eq=False)
@@ -65,7 +76,7 @@ class Trainer:
         self.network.to(team.device).train()
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         self.optimiser = make_optimiser(config, self.parameters)
-        self.objective = Objective(config.losses, symmetric=config.symmetric, spacing=config.data.spacing_mm)
+        self.objective = objective_of(config)
         self.stream = Stream(
             self.training, batch=config.batch, seed=config.seed, rank=team.rank, count=team.count,
             workers=config.data.workers,
@@ -139,6 +150,7 @@ class Trainer:
         config, counters = self.config, self.counters
         names = (PAIRS, LOSS, *self.objective.names, STOP)
         seed_all(derived_seed(config.seed, "step", counters.step, self.processes.rank))
+        self._tell_step()
         self.optimiser.zero_grad(set_to_none=True)
         own = torch.zeros(len(names), device=self.processes.device)
         own[-1] = float(stop)
@@ -157,12 +169,18 @@ class Trainer:
         counters.add({**means, "gradient_norm": norm})
         return figures
 
+    def _tell_step(self) -> None:
+        """Word to a network that changes on the way."""
+        if isinstance(self.network, Growing):
+            self.network.at_step(self.counters.step)
+
     def _backward(self, batch: Batch) -> Tensor:
         """Adds one batch's gradients times its pairs; returns pairs, and loss and terms times them."""
         pairs = len(batch.fixed)
         try:
-            loss, terms = self.objective(self.network(batch.moving, batch.fixed), batch)
-        except NoOverlapError as error:
+            maps = self.network(batch.moving, batch.fixed)
+            loss, terms = self.objective(maps, batch, self.counters.step)
+        except (NoOverlapError, ShootingDiverged) as error:
             self.files.problem(self.counters.step, f"{', '.join(batch.names)}: {error}")
             return torch.full((2 + len(self.objective.names),), math.nan, device=batch.fixed.device)
         if bool(loss.isfinite()):
@@ -231,6 +249,7 @@ class Trainer:
         """Measures the network and keeps it if it is the best so far."""
         if self.validation is None:
             return
+        self._tell_step()
         found = validate(
             self.network, self.validation, self.objective,
             processes=self.processes, seed=self.config.seed, stop_wanted=self.stop_wanted,

@@ -11,7 +11,7 @@ Source: Honkamaa and Marttinen, SITReg, MELBA 2024, section 3.8.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -28,7 +28,9 @@ from DiffeoRegLib.losses.regularity import bending, diffusion
 from DiffeoRegLib.losses.similarity import lncc, mk_lncc, mse
 from DiffeoRegLib.losses.velocity_prior import graph_laplacian_kl
 from DiffeoRegLib.space.sample import identity_vox, warp
-from DiffeoRegLib.training.config import MAP_TERMS, PENALTIES, SIMILARITY_LOSSES, LossConfig
+from DiffeoRegLib.training.affine_terms import AFFINE_LOSSES
+from DiffeoRegLib.training.config import MAP_TERMS, PENALTIES, SIMILARITY_LOSSES, LossConfig, TrainingConfig
+from DiffeoRegLib.training.path_terms import PATH_LOSSES
 
 Direction = Literal["12", "21"]
 SIMILARITIES: dict[str, Callable[..., Tensor]] = {
@@ -65,6 +67,16 @@ class PartlyPenalised(Protocol):
 
     def deformable(self, way: Direction) -> Tensor:
         """(N, d, *grid)."""
+        ...
+
+
+@runtime_checkable
+class InLooks(Protocol):
+    """Maps found in several looks, of which each goes on from the one before."""
+
+    @property
+    def earlier(self) -> Sequence[Maps]:
+        """The maps after the looks before the last."""
         ...
 
 
@@ -122,6 +134,7 @@ class _View:
 class Objective:
     """The weighted sum of the losses of a configuration.
 
+    symmetric: both directions count, from the step `symmetric_from` on.
     spacing: of the grid, mm per tensor axis, None = unit voxels.
     mask_outside: places whose counterpart lies outside the image do not count in the similarity.
     Raises SettingsError for options a loss does not have.
@@ -132,11 +145,12 @@ class Objective:
         losses: Sequence[LossConfig],
         *,
         symmetric: bool = True,
+        symmetric_from: int = 0,
         spacing: Sequence[float] | None = None,
         mask_outside: bool = True,
     ) -> None:
-        self.losses = tuple(loss for loss in losses if loss.weight > 0)
-        self.symmetric = symmetric
+        self.losses = tuple(loss for loss in losses if loss.counts)
+        self.symmetric, self.symmetric_from = symmetric, symmetric_from
         self.spacing = spacing
         self.mask_outside = mask_outside
         for loss in self.losses:
@@ -147,25 +161,37 @@ class Objective:
         """Of the terms that count."""
         return tuple(loss.name for loss in self.losses)
 
-    def __call__(self, maps: Maps, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, maps: Maps, batch: Batch, step: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, a scalar, and its terms before weighting, detached; both means over the batch.
 
+        Of maps found in several looks, loss and terms are sums over all looks.
+        step: of the training, for weights that change; None = the weights after it.
         Raises NoOverlapError where a map leads nowhere into the image, InputError for missing labels,
         SettingsError for a term these maps do not have.
         """
-        views = [_view(maps, batch, "12")]
-        if self.symmetric:
-            views.append(_view(maps, batch, "21"))
+        earlier = maps.earlier if isinstance(maps, InLooks) else ()
         total = batch.fixed.new_zeros((), dtype=torch.float32)
-        terms: dict[str, Tensor] = {}
-        for loss in self.losses:
-            if loss.name in MAP_TERMS:
-                value = MAP_LOSSES[loss.name](maps, **loss.options)
-            else:
-                value = torch.stack([self._term(loss, view) for view in views]).mean()
-            terms[loss.name] = value.detach()
-            total = total + loss.weight * value
+        terms = {name: total for name in self.names}
+        for one in (*earlier, maps):
+            for loss, value in self._values(one, batch, step):
+                terms[loss.name] = terms[loss.name] + value.detach()
+                total = total + loss.schedule.weight(loss.weight, step) * value
         return total, terms
+
+    def _values(self, maps: Maps, batch: Batch, step: int | None) -> Iterator[tuple[LossConfig, Tensor]]:
+        """The terms that count in a step, of the maps of one look."""
+        both = self.symmetric and (step is None or step >= self.symmetric_from)
+        ways: tuple[Direction, ...] = ("12", "21") if both else ("12",)
+        views = [_view(maps, batch, way) for way in ways]
+        for loss in self.losses:
+            if not loss.schedule.weight(loss.weight, step) > 0:
+                continue
+            if loss.name in PATH_LOSSES:
+                yield loss, PATH_LOSSES[loss.name](maps, ways, step, **loss.options)
+            elif loss.name in MAP_TERMS:
+                yield loss, MAP_LOSSES[loss.name](maps, **loss.options)
+            else:
+                yield loss, torch.stack([self._term(loss, view) for view in views]).mean()
 
     def _term(self, loss: LossConfig, view: _View) -> Tensor:
         if loss.name in PENALTIES:
@@ -193,6 +219,16 @@ class Objective:
         if not bool(mask.flatten(1).any(1).all()):
             raise NoOverlapError("The masks of the two images do not meet any more.")
         return mask
+
+
+def objective_of(config: TrainingConfig) -> Objective:
+    """What a training run makes small; raises SettingsError for options a loss does not have."""
+    return Objective(
+        config.losses,
+        symmetric=config.symmetric,
+        symmetric_from=config.symmetric_from,
+        spacing=config.data.spacing_mm,
+    )
 
 
 def penalty(name: str, u_vox: Tensor, spacing: Sequence[float] | None = None) -> Tensor:
@@ -225,9 +261,9 @@ def velocity_kl(maps: object, **options: Any) -> Tensor:
     return graph_laplacian_kl(maps.mean, maps.log_variance, **options)
 
 
-MAP_LOSSES: dict[str, Callable[..., Tensor]] = {"kl": velocity_kl}
+MAP_LOSSES: dict[str, Callable[..., Tensor]] = {"kl": velocity_kl, **AFFINE_LOSSES}
 """Terms of the maps as a whole, called once with the maps and the options of the term."""
-MAP_OPTIONS: dict[str, Callable[..., Tensor]] = {"kl": graph_laplacian_kl}
+MAP_OPTIONS: dict[str, Callable[..., Tensor]] = {"kl": graph_laplacian_kl, **AFFINE_LOSSES, **PATH_LOSSES}
 """Whose keyword arguments are the options of these terms."""
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from DiffeoRegLib.errors import SettingsError, WeightsError
+from DiffeoRegLib.errors import SettingsError, UnknownNameError, WeightsError
 from DiffeoRegLib.methods.base import Report
 from DiffeoRegLib.networks.build import build_network
 from DiffeoRegLib.networks.weights import check_network, load_weights, read_checkpoint
@@ -18,7 +18,7 @@ from DiffeoRegLib.plain import as_plain
 from DiffeoRegLib.training.config import StartConfig, TrainingConfig, config_from
 from DiffeoRegLib.training.datasets import data_options, training_data
 from DiffeoRegLib.training.loop import Trainer
-from DiffeoRegLib.training.objective import Objective
+from DiffeoRegLib.training.objective import objective_of
 from DiffeoRegLib.training.processes import Processes
 from DiffeoRegLib.training.run_folder import RunFolder
 
@@ -48,7 +48,7 @@ def prepared_run(
     start from other weights, OutputExistsError for a folder that holds another run.
     """
     team = processes or Processes()
-    terms = Objective(config.losses, symmetric=config.symmetric, spacing=config.data.spacing_mm).names
+    terms = objective_of(config).names
     data_options(config.data)
     torch.manual_seed(config.seed)
     network = build_network(config.network, config.precision)
@@ -77,8 +77,14 @@ def _started(config: TrainingConfig, network: nn.Module, base: Path) -> Training
         raise WeightsError(
             f"'{path}' holds the state of a training run; start from its best or last weights."
         )
-    check_network(stored, as_plain(config.network), str(path))
-    load_weights(network, stored.tensors, str(path))
+    if start.part is None:
+        check_network(stored, as_plain(config.network), str(path))
+        load_weights(network, stored.tensors, str(path))
+    else:
+        parts = dict(network.named_children())
+        if start.part not in parts:
+            raise UnknownNameError(f"part of {config.network.name}", start.part, parts)
+        load_weights(parts[start.part], stored.part(start.part), str(path))
     return replace(config, start_from=start)
 
 
@@ -88,7 +94,7 @@ def _as_started(config: TrainingConfig, files: RunFolder, base: Path) -> Trainin
     if config.start_from is None:
         return replace(config, start_from=begun)
     named = _identified(config.start_from, base)
-    if begun is None or begun.sha256 != named.sha256:
+    if begun is None or (begun.sha256, begun.part) != (named.sha256, named.part):
         before = "random weights" if begun is None else f"'{begun.file}'"
         raise SettingsError(f"This run was started from {before}, not from '{named.file}' as it is now.")
     return replace(config, start_from=begun)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +21,11 @@ from DiffeoRegLib.space.grid import Grid, Matrix
 from DiffeoRegLib.space.sample import tensor_from_array
 from DiffeoRegLib.training.subjects import Subject
 from DiffeoRegLib.volumes.checks import check_pair
+from DiffeoRegLib.volumes.common_grid import common_grid
 from DiffeoRegLib.volumes.file_guard import writing
 from DiffeoRegLib.volumes.files import read_points, read_volume
 from DiffeoRegLib.volumes.intensity import (
     finite,
-    foreground_points_mm,
     intensity_window,
     normalise,
     resample_affine,
@@ -75,26 +74,6 @@ class Preparation:
         if self.window is not None and not self.window[0] < self.window[1]:
             raise SettingsError(f"The intensity window rises, unlike {self.window}.")
         Settings(init=self.alignment)  # knows the names, and says them
-
-
-def common_grid(reference: Volume, shape: Sequence[int], spacing_mm: Sequence[float]) -> Grid:
-    """The working grid over a reference image: centred on its object, or on its field of view without one.
-
-    In 3D the tensor axes point to S, A and R; a 2D grid keeps the reference's own axes.
-    """
-    points = foreground_points_mm(reference)
-    # Percentiles: a marker or a speck beside the object does not count.
-    box = None if points is None else np.percentile(points, (0.5, 99.5), axis=0)
-    center = reference.grid.center_mm if box is None else box.mean(axis=0)
-    matrix = np.eye(4)
-    if len(shape) == 3:
-        matrix[:3, :3] = np.eye(3)[:, ::-1] * np.asarray(spacing_mm)
-    else:
-        own = reference.grid.world_from_voxel[:3, :3]
-        matrix[:3, :3] = own / np.linalg.norm(own, axis=0) * [*spacing_mm, np.linalg.norm(own[:, 2])]
-    half = (np.asarray(shape) - 1) / 2
-    matrix[:3, 3] = center - matrix[:3, : len(shape)] @ half
-    return Grid(tuple(shape), matrix)
 
 
 class Store:

@@ -16,8 +16,9 @@ from DiffeoRegLib.training.config import DataConfig
 from DiffeoRegLib.training.datasets import training_data
 from DiffeoRegLib.training.pairs import PairDataset
 from DiffeoRegLib.training.sources import subjects_from
-from DiffeoRegLib.training.store import Preparation, Store, common_grid
+from DiffeoRegLib.training.store import Preparation, Store
 from DiffeoRegLib.training.subjects import Subject
+from DiffeoRegLib.volumes.common_grid import common_grid
 from DiffeoRegLib.volumes.files import write_volume
 from DiffeoRegLib.volumes.point_files import write_points
 from DiffeoRegLib.volumes.volume import Volume
