@@ -3,153 +3,40 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from DiffeoRegLib.cards import Card, Measured, WeightFile
 from DiffeoRegLib.errors import SettingsError, UnknownNameError
+from DiffeoRegLib.method_cards import AFFINE_NETWORK, METHOD_CARDS
 from DiffeoRegLib.plain import build
+
+__all__ = [
+    "AFFINE_NETWORK",
+    "CARDS",
+    "METHOD_CARDS",
+    "Card",
+    "Measured",
+    "Model",
+    "TrainingData",
+    "WeightFile",
+    "card",
+    "check_weights_choice",
+    "default_models_folder",
+    "linear_model",
+    "read_models",
+    "weight_path",
+]
 
 RESOURCES = Path(__file__).resolve().parent / "Resources"
 MODELS = RESOURCES / "Models.json"
 SHIPPED_WEIGHTS = RESOURCES / "Weights"
 """Where the weights lie that come with DiffeoReg."""
 NAME = r"[a-z0-9]+(-[a-z0-9]+)*"
-
-
-@dataclass(frozen=True)
-class WeightFile:
-    """One file of trained weights.
-
-    file: its plain name on disk.  url: where it is offered, https only; None = it comes with DiffeoReg.
-    sha256: 64 lower-case hex digits.
-    permissive: the licence lets anyone use the file for anything; otherwise it has to be accepted first.
-    Raises SettingsError for a name with a folder in it, another scheme than https, a check sum of another
-    form, a size that is not positive, or no licence.
-    """
-
-    file: str
-    url: str | None
-    sha256: str
-    size_bytes: int
-    licence: str
-    permissive: bool
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", self.file):
-            raise SettingsError(f"A weight file needs a plain file name, not '{self.file}'.")
-        if self.url is not None and not self.url.startswith("https://"):
-            raise SettingsError(f"'{self.file}' is offered at '{self.url}': only https addresses are used.")
-        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
-            raise SettingsError(f"'{self.file}' needs a SHA-256 check sum of 64 lower-case hex digits.")
-        if self.size_bytes <= 0:
-            raise SettingsError(f"'{self.file}' needs a size above 0 bytes, not {self.size_bytes}.")
-        if not self.licence:
-            raise SettingsError(f"'{self.file}' needs the name of its licence.")
-
-    @property
-    def shipped(self) -> bool:
-        """It comes with DiffeoReg."""
-        return self.url is None
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a trained network needed, both directions, without alignment and refinement.
-
-    seconds, memory_mb: time and peak memory of the process.  voxels: of the network's grid.
-    cores: of the processor; 0 = a graphics processor.  machine: in words.
-    """
-
-    seconds: float
-    memory_mb: float
-    voxels: int
-    cores: int
-    machine: str
-
-    def __post_init__(self) -> None:
-        if not (0 < self.seconds < math.inf and 0 < self.memory_mb < math.inf and self.voxels > 0):
-            raise SettingsError("Measured seconds, memory and voxels must be greater than 0.")
-        if self.cores < 0 or not self.machine:
-            raise SettingsError("What was measured needs the number of cores and the machine in words.")
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a method needs and what it can give; panel, command and console are built from it.
-
-    needs_*: inputs without which it does not run.  citation: printed in the report of every run that used it.
-    time_steps: it has a flow whose number of steps can be chosen, within `steps_range` (first and last
-    number worth offering) or as `steps_default`.
-    refinable: iterations and regularity of the instance optimisation can be set.
-    weights: files without which it does not run; empty for a method that was not trained.
-    method: name of the engine's method; empty = the card's name.
-    network: name of the network that its weights are for; empty = that of the method.
-    version, modality, anatomy, training_data, training_licence: of a trained model, in words.
-    spacing_mm: voxel size that the trained network works at.  measured: what the network needed.
-    halfway: both images meet in the middle, so that exchanging them exchanges the results exactly.
-    own_weights: it runs only with weights that the user has trained (Settings.weights).
-    """
-
-    name: str
-    title: str
-    use: str
-    citation: str
-    licence: str = "Apache-2.0"
-    needs_pathology_mask: bool = False
-    needs_region_labels: bool = False
-    needs_group: bool = False
-    time_steps: bool = True
-    symmetric: bool = False
-    appearance_change: bool = False
-    uncertainty: bool = False
-    refinable: bool = True
-    weights: tuple[WeightFile, ...] = ()
-    deformable: bool = True
-    steps_range: tuple[int, int] = (1, 128)
-    steps_default: int | Literal["auto"] = "auto"
-    method: str = ""
-    version: str = ""
-    modality: str = ""
-    anatomy: str = ""
-    spacing_mm: tuple[float, ...] | None = None
-    training_data: str = ""
-    training_licence: str = ""
-    measured: Measured | None = None
-    halfway: bool = False
-    own_weights: bool = False
-    network: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.method:
-            object.__setattr__(self, "method", self.name)
-        if not self.network:
-            object.__setattr__(self, "network", self.method)
-        if self.own_weights and self.weights:
-            raise SettingsError(f"'{self.name}' runs with the user's weights, so it cannot have its own.")
-        spacing = self.spacing_mm
-        if spacing is not None and not (len(spacing) in (2, 3) and all(0 < s < math.inf for s in spacing)):
-            raise SettingsError(f"The voxel size of '{self.name}' must be 2 or 3 lengths, not {spacing}.")
-
-    @property
-    def trained(self) -> bool:
-        """It runs with weights, its own or the user's."""
-        return self.own_weights or bool(self.weights)
-
-    @property
-    def download_bytes(self) -> int:
-        """Size of all its weights that have to be fetched, bytes."""
-        return sum(weight.size_bytes for weight in self.weights if not weight.shipped)
-
-    @property
-    def licences_to_accept(self) -> tuple[str, ...]:
-        """Licences of its weights that have to be accepted before they are used, each once."""
-        return tuple(dict.fromkeys(weight.licence for weight in self.weights if not weight.permissive))
 
 
 @dataclass(frozen=True)
@@ -195,7 +82,8 @@ class Model:
             weights=(self.weights,), method=self.method, version=self.version, modality=self.modality,
             anatomy=self.anatomy, spacing_mm=self.spacing_mm, training_data=self.training_data.description,
             training_licence=self.training_data.licence, measured=self.measured, halfway=method.halfway,
-            network=method.network,
+            deformable=method.deformable, network=method.network, kernels=method.kernels,
+            geodesic=method.geodesic,
         )  # fmt: skip
 
 
@@ -206,51 +94,12 @@ class Models:
     models: tuple[Model, ...]
 
 
-METHOD_CARDS = (
-    Card(
-        name="affine",
-        title="Rigid and affine alignment",
-        use="Only rotation, translation, scale and shear; also the start of every other method.",
-        citation="Multi-start rigid and affine registration on a resolution pyramid (DiffeoReg).",
-        time_steps=False,
-        refinable=False,
-        deformable=False,
-    ),
-    Card(
-        name="svf",
-        title="Stationary velocity field (instance optimisation)",
-        use="Any pair, no training: symmetric, diffeomorphic, exact inverse.",
-        citation=(
-            "Arsigny V, Commowick O, Pennec X, Ayache N. A log-Euclidean framework for statistics on "
-            "diffeomorphisms. MICCAI 2006; Avants BB et al. Symmetric diffeomorphic image registration "
-            "with cross-correlation. Med Image Anal 2008;12:26-41."
-        ),
-        symmetric=True,
-    ),
-    Card(
-        name="sitreg",
-        title="SITReg with weights of your own",
-        use="Your own network, trained (diffeoreg train) or imported: both directions, exactly symmetric.",
-        citation=(
-            "Honkamaa J, Marttinen P. SITReg: Multi-resolution architecture for symmetric, inverse "
-            "consistent, and topology preserving image registration. MELBA 2024;2:2148-2194."
-        ),
-        symmetric=True,
-        halfway=True,
-        own_weights=True,
-    ),
-    Card(
-        name="voxelmorph",
-        title="VoxelMorph-diff with weights of your own",
-        use="A network that you trained (diffeoreg train), from fixed to moving: for comparison with SITReg.",
-        citation=(
-            "Dalca AV, Balakrishnan G, Guttag J, Sabuncu MR. Unsupervised learning of probabilistic "
-            "diffeomorphic registration for images and surfaces. Med Image Anal 2019;57:226-236."
-        ),
-        own_weights=True,
-        network="voxelmorph-diff",
-    ),
-)
+def linear_model(name: str) -> Card:
+    """The card of a trained model that aligns linearly; raises UnknownNameError with those there are."""
+    known = {n: c for n, c in CARDS.items() if c.method == AFFINE_NETWORK and not c.own_weights}
+    if name not in known:
+        raise UnknownNameError("network for the initial alignment", name, known)
+    return known[name]
 
 
 def read_models(path: Path, methods: Mapping[str, Card]) -> dict[str, Card]:

@@ -15,22 +15,32 @@ import torch
 
 from DiffeoRegLib.catalog import card
 from DiffeoRegLib.device import DeviceChoice, choose_device, memory_bytes, set_threads
-from DiffeoRegLib.flows.halfway import join
-from DiffeoRegLib.flows.integrate import Flow, integrate
 from DiffeoRegLib.methods import method_named
 from DiffeoRegLib.methods.base import Motion, Needs, NetworkMethod, Progress, Report
-from DiffeoRegLib.methods.start import Start, background_of, carried_along, find_start, linear_matrix
+from DiffeoRegLib.methods.finish import finish, to_patient
+from DiffeoRegLib.methods.memory import memory_of
+from DiffeoRegLib.methods.rdmm import checked_regions
+from DiffeoRegLib.methods.regulariser import sigma_volumes
+from DiffeoRegLib.methods.start import (
+    Beside,
+    Start,
+    background_of,
+    carried_along,
+    find_start,
+    linear_matrix,
+)
+from DiffeoRegLib.methods.unused import unused_settings
 from DiffeoRegLib.networks.weights import check_weights
 from DiffeoRegLib.report.measure import measure
 from DiffeoRegLib.settings import Settings
-from DiffeoRegLib.space.field import u_mm_from_vox
 from DiffeoRegLib.space.grid import Grid
 from DiffeoRegLib.space.sample import Mode
-from DiffeoRegLib.space.transform import AffineTransform, CompositeTransform, DisplacementTransform, Transform
+from DiffeoRegLib.space.transform import Transform
 from DiffeoRegLib.volumes.checks import check_pair
-from DiffeoRegLib.volumes.halfway import Halves, fixed_space, prepare_halfway
+from DiffeoRegLib.volumes.halfway import fixed_space, prepare_halfway
 from DiffeoRegLib.volumes.pair import Correspondence, Masks, Pair
 from DiffeoRegLib.volumes.prepare import prepare
+from DiffeoRegLib.volumes.regions import Regions
 from DiffeoRegLib.volumes.resample import warp_labels, warp_volume
 from DiffeoRegLib.volumes.volume import Volume
 
@@ -58,8 +68,10 @@ class Result:
 
     transform, inverse: fixed -> moving points and back, RAS mm. moved: the moving image on the fixed grid.
     moved_labels: guidance or evaluation labels of the moving image on the fixed grid, or None.
-    initial: the alignment the deformation started from. motion: the velocities, None for a linear method.
-    report: the numbers, see report.measure.
+    initial: the alignment the deformation started from. motion: the velocities, None for a linear method;
+    geodesics are kept in it, on the CPU.  working: the grid on which a deformation was sought.
+    sigma: width of the regulariser, mm, of a method with geodesics: where the moving image is, and, at the
+    end, where the fixed one is.  report: the numbers, see report.measure.
     """
 
     transform: Transform
@@ -69,6 +81,8 @@ class Result:
     initial: Transform
     motion: Motion | None
     report: dict[str, Any]
+    sigma: tuple[Volume, Volume] | None = None
+    working: Grid | None = None
 
 
 def register(
@@ -80,12 +94,14 @@ def register(
     masks: Masks | None = None,
     guidance: Correspondence | None = None,
     evaluation: Correspondence | None = None,
+    regions: Regions | None = None,
     progress: Report | None = None,
 ) -> Result:
     """Register `moving` to `fixed`.
 
     initial: where to start (any transform, fixed -> moving points); settings.init says what is done with it.
     masks: where each image counts.  guidance: correspondences that pull; evaluation: those that judge.
+    regions: how stiff which part of the moving image is, for the methods that need it.
     progress: called with Progress; raise Cancelled in it to stop.
     Raises InputError (and its kinds) for input that cannot be registered, MemoryLimitError, DeviceError,
     Cancelled.
@@ -95,16 +111,19 @@ def register(
     check_weights(method, settings)
     run = _Run(settings, progress)
     run.notes += check_pair(fixed, moving, masks, guidance, evaluation)
+    run.notes += checked_regions(method, regions, moving, settings)
+    run.notes += unused_settings(method, settings)
     needs = run.needs(fixed.grid.dim)
     start = run.align(fixed, moving, masks, initial)
-    flow, motion = None, None
+    flow, motion, working, sigma = None, None, None, None
     if method.deformable:
-        pair = run.prepare(fixed, masks, guidance, start, needs)
-        motion = run.deform(pair)
+        pair = run.prepare(fixed, Beside(masks, guidance, regions), start, needs)
+        motion, working = run.deform(pair), pair.grid
         with run.phase("integrate", 0.85):
-            flow = run.flow(motion, fixed.grid)
+            flow, motion = finish(motion, working, fixed.grid, settings)
             run.notes += flow.notes
-            motion = Motion(flow.velocity_vox, flow.grid, flow.halves)
+            if motion.geodesics:
+                sigma = sigma_volumes(motion.geodesics, start.transform, fixed.grid, moving.grid)
     transform, inverse = to_patient(flow, start.transform, None if start.carried else start.halves)
     with run.phase("resample", 0.9):
         mode, fill = MODES[settings.interpolation], background_of(moving)
@@ -114,13 +133,13 @@ def register(
     with run.phase("measure", 0.93):
         report = measure(
             fixed=fixed, moving=moving, transform=transform, inverse=inverse, settings=settings,
-            initial=start.transform, masks=masks, guidance=guidance, evaluation=evaluation, device=run.device,
-            seconds=run.seconds, notes=run.notes, citations=run.citations(),
+            initial=start.transform, masks=masks, guidance=guidance, evaluation=evaluation, regions=regions,
+            sigma=sigma, device=run.device, seconds=run.seconds, notes=run.notes, citations=run.citations(),
         )  # fmt: skip
     report["seconds"] = dict(run.seconds)
     report["steps"] = None if flow is None else flow.steps or None
     run.tell("done", 1.0, "finished")
-    return Result(transform, inverse, moved, moved_labels, start.transform, motion, report)
+    return Result(transform, inverse, moved, moved_labels, start.transform, motion, report, sigma, working)
 
 
 @dataclass
@@ -152,7 +171,8 @@ class _Run:
 
     def needs(self, dim: int) -> Needs | None:
         """What a method with a trained network needs; None for the others."""
-        if not card(self.settings.method).trained:
+        known = card(self.settings.method)
+        if not (known.trained and known.deformable):
             return None
         method = method_named(self.settings.method)
         assert isinstance(method, NetworkMethod)
@@ -163,48 +183,33 @@ class _Run:
         halfway = card(self.settings.method).halfway
         with self.phase("align", 0.0):
             start = find_start(fixed, moving, masks, initial, self.settings, self.notes, halfway=halfway)
-            searched = self.settings.init == "auto" and initial is None
-            if not start.carried and (searched or self.settings.init in ("rigid", "affine")):
-                self.sources.append(card("affine").citation)
+            self.sources += start.sources
         return start
 
-    def prepare(
-        self,
-        fixed: Volume,
-        masks: Masks | None,
-        guidance: Correspondence | None,
-        start: Start,
-        needs: Needs | None,
-    ) -> Pair:
+    def prepare(self, fixed: Volume, beside: Beside, start: Start, needs: Needs | None) -> Pair:
         """Both images on one working grid that fits into the memory."""
-        if start.carried:
-            masks, guidance = carried_along(masks, guidance, start.transform, fixed.grid)
+        beside = beside.carried(start, fixed.grid)
         with self.phase("prepare", 0.1):
-            pair = self._or_on_cpu(lambda: self._prepare(fixed, masks, guidance, start, needs))
+            pair = self._or_on_cpu(lambda: self._prepare(fixed, beside, start, needs))
             self.notes += pair.notes
         return pair
 
-    def _prepare(
-        self,
-        fixed: Volume,
-        masks: Masks | None,
-        guidance: Correspondence | None,
-        start: Start,
-        needs: Needs | None,
-    ) -> Pair:
+    def _prepare(self, fixed: Volume, beside: Beside, start: Start, needs: Needs | None) -> Pair:
         device, free = self.device.device, memory_bytes(self.device.device)
         limit = None if self.settings.memory_limit_gb or free is None else int(MEMORY_SHARE * free)
         if needs is None:
             return prepare(
-                fixed, start.moving, masks, guidance, self.settings, start.moving_from_fixed,
-                device=device, memory_limit_bytes=limit, check=start.carried,
+                fixed, start.moving, beside.masks, beside.guidance, self.settings, start.moving_from_fixed,
+                regions=beside.regions, device=device, memory_limit_bytes=limit,
+                memory_of=memory_of(self.settings), check=start.carried,
             )  # fmt: skip
         if start.carried:
-            self.notes += check_pair(fixed, start.moving, masks, guidance)
+            self.notes += check_pair(fixed, start.moving, beside.masks, beside.guidance)
         halves = start.halves or fixed_space(start.moving_from_fixed)
         return prepare_halfway(
-            fixed, start.moving, masks, guidance, self.settings, halves, network_mm=needs.spacing_mm,
-            refined=needs.refined, network_bytes=needs.memory_bytes, device=device, memory_limit_bytes=limit,
+            fixed, start.moving, beside.masks, beside.guidance, self.settings, halves,
+            network_mm=needs.spacing_mm, refined=needs.refined, network_bytes=needs.memory_bytes,
+            device=device, memory_limit_bytes=limit,
         )  # fmt: skip
 
     def deform(self, pair: Pair) -> Motion:
@@ -228,15 +233,9 @@ class _Run:
             motion = method.predict(pair, self.settings, self._within(0.12, 0.25))
             self.notes += motion.notes
         with self.phase("refine", 0.25):
-            return method.refine(motion, pair, self.settings, self._within(0.25, 0.85))
-
-    def flow(self, motion: Motion, cover: Grid) -> Flow:
-        """The motion and its inverse as displacements, on the CPU; a moving half-way grid needs no cover."""
-        steps, taper_mm = self.settings.steps, self.settings.taper_mm
-        if motion.halves is None:
-            return integrate(motion.velocity_vox.cpu(), motion.grid, cover, steps, taper_mm)
-        halves = motion.halves[0].cpu(), motion.halves[1].cpu()
-        return join(motion.velocity_vox.cpu(), halves, motion.grid, steps, taper_mm)
+            found = method.refine(motion, pair, self.settings, self._within(0.25, 0.85))
+        self.notes += [note for note in found.notes if note not in motion.notes]
+        return found
 
     def _within(self, start: float, stop: float) -> Report:
         """A progress receiver for a part of the run."""
@@ -262,24 +261,6 @@ PHASES = {
     "resample": "resampling the moving image",
     "measure": "measuring the result",
 }
-
-
-def to_patient(
-    flow: Flow | None, initial: Transform, halves: Halves | None = None
-) -> tuple[Transform, Transform]:
-    """Flow and initial alignment as one transform and its inverse, RAS mm; no flow: the latter alone.
-
-    halves: of the alignment, around a flow in half-way space.
-    """
-    if flow is None:
-        return initial, initial.inverse()
-    forward = DisplacementTransform(flow.grid, u_mm_from_vox(flow.forward_vox, flow.grid))
-    backward = DisplacementTransform(flow.grid, u_mm_from_vox(flow.inverse_vox, flow.grid))
-    if halves is None:
-        return CompositeTransform((forward, initial)), CompositeTransform((initial.inverse(), backward))
-    ways = (halves.grid_from_fixed, halves.moving_from_grid, halves.grid_from_moving, halves.fixed_from_grid)
-    start, end, back_start, back_end = (AffineTransform(way) for way in ways)
-    return CompositeTransform((start, forward, end)), CompositeTransform((back_start, backward, back_end))
 
 
 def moving_labels_of(*known: Correspondence | None) -> Volume | None:

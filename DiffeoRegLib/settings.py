@@ -11,12 +11,18 @@ from typing import Any, Literal
 from DiffeoRegLib.errors import SettingsError, UnknownNameError
 
 INITS = ("auto", "identity", "geometry", "mass", "rigid", "affine")
+INIT_NETWORK = "network:"
+"""Before the name of a model: a trained affine network finds the initial alignment."""
 SIMILARITIES = ("lncc", "lncc-squared", "mk-lncc", "mse", "nmi", "mind")
 EFFORTS = ("fast", "balanced", "accurate")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 INTERPOLATIONS = ("linear", "cubic")
-POSITIVE = ("working_spacing_mm", "window_vox", "update_sigma", "regularity", "memory_limit_gb")
-NOT_NEGATIVE = ("velocity_sigma", "guidance_weight", "padding_mm", "taper_mm")
+KERNEL_UNITS = ("box", "mm")
+INTEGRATORS = ("rk4", "dopri5")
+POSITIVE = (
+    "working_spacing_mm", "window_vox", "update_sigma", "regularity", "memory_limit_gb", "preweight_sigma",
+)  # fmt: skip
+NOT_NEGATIVE = ("velocity_sigma", "guidance_weight", "padding_mm", "taper_mm", "kinetic")
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,8 @@ class Settings:
 
     method: name in the catalogue.  preset: what is registered (see PRESETS).
     effort: fast, balanced, accurate.
-    init: how the images are brought together first; `auto` = affine unless an initial transform is given.
+    init: how the images are brought together first; `auto` = affine unless an initial transform is given;
+    `network:MODEL` = by a trained affine network of the catalogue.
     steps: time steps of the flow, or `auto` = the fewest that leave no fold.
     similarity, levels_mm, iterations ...: None = what preset and effort say.
     window_vox: side of the similarity's windows, in voxels of each level.
@@ -33,6 +40,10 @@ class Settings:
     None = what preset and effort say, or none when `iterations` is given.
     update_sigma, velocity_sigma: Gaussian smoothing of every update (fluid) and of the velocity (elastic), in
     steps of each level's velocity grid; `regularity` multiplies both.
+    kernel_sigmas: widths of the Gaussians of a regulariser made of kernels, in kernel_units: shares of the
+    box of the images along each axis, or mm.  kernel_weights: their shares; None = in proportion to the
+    widths when these are given.  preweight_sigma: smoothing of its regional weights, in the same unit.
+    kinetic: weight of the energy of the motion.  integrator: of geodesics.  None = the method's own.
     weights: path of a weights file, for a trained method, instead of the one it comes with.
     accepted_licences: names of licences that were read and accepted, of weights that ask for it.
     """
@@ -60,6 +71,12 @@ class Settings:
     threads: int | None = None
     memory_limit_gb: float | None = None
     seed: int = 0
+    kernel_sigmas: tuple[float, ...] | None = None
+    kernel_weights: tuple[float, ...] | None = None
+    kernel_units: str = "box"
+    preweight_sigma: float | None = None
+    kinetic: float | None = None
+    integrator: str | None = None
     weights: str | None = None
     accepted_licences: tuple[str, ...] = ()
     extras: Mapping[str, Any] = field(default_factory=dict)
@@ -68,9 +85,11 @@ class Settings:
         for what, name, known in (
             ("preset", self.preset, PRESETS),
             ("effort", self.effort, EFFORTS),
-            ("initial alignment", self.init, INITS),
+            ("initial alignment", "auto" if self.init_network else self.init, INITS),
             ("device", self.device.split(":")[0], DEVICES),
             ("interpolation", self.interpolation, INTERPOLATIONS),
+            ("unit of kernels", self.kernel_units, KERNEL_UNITS),
+            ("integrator", self.integrator or INTEGRATORS[0], INTEGRATORS),
         ):
             if name not in known:
                 raise UnknownNameError(what, name, known)
@@ -92,6 +111,7 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise SettingsError(f"{name} must not be negative, got {value!r}.")
+        self._check_kernels()
         self._check_weights()
         levels, counts = self.levels_mm, self.iterations
         if levels is not None and not (levels and all(0 < level < math.inf for level in levels)):
@@ -99,12 +119,31 @@ class Settings:
         if counts is not None and not (counts and all(_whole(count, 0) for count in counts)):
             raise SettingsError(f"Iterations per level must be whole numbers of at least 0, not {counts}.")
 
+    def _check_kernels(self) -> None:
+        sigmas, weights = self.kernel_sigmas, self.kernel_weights
+        if sigmas is not None and not (sigmas and all(0 < sigma < math.inf for sigma in sigmas)):
+            raise SettingsError(f"Kernels need widths greater than 0, not {sigmas}.")
+        if weights is not None and not (
+            all(0 <= weight < math.inf for weight in weights) and 0 < sum(weights) < math.inf
+        ):
+            raise SettingsError(f"Weights of kernels must not be negative, and not all 0: {weights}.")
+        if sigmas is not None and weights is not None and len(sigmas) != len(weights):
+            raise SettingsError(f"{len(sigmas)} kernels need as many weights, not {len(weights)}.")
+        if self.kernel_units == "mm" and sigmas is None:
+            raise SettingsError("Kernels in mm need their widths (kernel_sigmas).")
+
     def _check_weights(self) -> None:
         if self.weights is not None and not (isinstance(self.weights, str) and self.weights):
             raise SettingsError(f"Weights are named by the path of their file, not {self.weights!r}.")
         names = self.accepted_licences
         if not isinstance(names, tuple) or not all(isinstance(name, str) and name for name in names):
             raise SettingsError(f"Accepted licences are a tuple of names, not {names!r}.")
+
+    @property
+    def init_network(self) -> str | None:
+        """The model of `init` where that names one."""
+        name = self.init.removeprefix(INIT_NETWORK)
+        return name if name and name != self.init else None
 
     def with_changes(self, **changes: Any) -> Settings:
         """A copy with some fields changed; raises SettingsError for bad values."""
@@ -143,6 +182,14 @@ _BODY = {"fast": (40, 10), "balanced": (60, 30), "accurate": (100, 60)}
 _MULTI = {"fast": (30, 30, 0), "balanced": (60, 60, 30), "accurate": (100, 100, 60)}
 _MULTI_DENSE = {"fast": 0, "balanced": 0, "accurate": 0}
 _BODY_DENSE = {"fast": 0, "balanced": 0, "accurate": 6}
+
+MOMENTUM_LEVELS = (4, 2, 1)
+"""Of the methods with kernels: voxel sizes the images are compared at, in voxels of the working grid."""
+MOMENTUM_ITERATIONS: Mapping[str, tuple[int, ...]] = {
+    "fast": (40, 20, 0),
+    "balanced": (60, 50, 30),
+    "accurate": (100, 100, 50),
+}
 
 PRESETS: dict[str, Preset] = {
     "general": Preset(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from DiffeoRegLib.device import choose_device
+from DiffeoRegLib.methods.base import Motion
 from DiffeoRegLib.report.measure import measure
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.grid import Grid
@@ -35,6 +36,9 @@ class FakeResult:
     moved_labels: Volume | None
     initial: Transform
     report: dict[str, Any]
+    motion: Motion | None = None
+    sigma: tuple[Volume, Volume] | None = None
+    working: Grid | None = None
 
 
 def hostile_grid(shape: tuple[int, ...] = (18, 22, 26)) -> Grid:

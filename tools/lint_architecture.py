@@ -21,21 +21,27 @@ ROOTS = (ENGINE, PANEL, "Testing", "tools")
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli", "worker"),
-    ("pipeline", "groupwise", "training", "outputs"),
+    ("outputs",),
+    ("geodesic_files",),
+    ("pipeline", "groupwise", "training"),
     ("methods",),
     ("optimise", "report"),
     ("metrics",),
     ("networks",),
     ("volumes", "flows", "losses", "device"),
     ("space",),
-    ("settings", "catalog", "exchange", "waiting"),
+    ("settings", "catalog", "exchange", "waiting", "stiffness"),
+    ("method_cards",),
+    ("cards",),
     ("plain",),
     ("errors",),
 )
 HEIGHT = {room: len(LAYERS) - level for level, rooms in enumerate(LAYERS) for room in rooms}
 
 # The panel imports these inside Slicer, where torch may not be installed.
-TORCH_FREE = ("errors", "plain", "settings", "catalog", "exchange", "waiting")
+TORCH_FREE = (
+    "errors", "plain", "cards", "method_cards", "settings", "catalog", "exchange", "stiffness", "waiting",
+)  # fmt: skip
 SLICER_MODULES = ("slicer", "vtk", "qt", "ctk", "mrml", "PythonQt")
 UNSAFE_MODULES = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
 # One door each: where coordinates meet torch, and where arrays become tensors.

@@ -92,12 +92,12 @@ def _in_ring(
     """All three on a grid with a ring around it, in which they fall to zero and no half-way map folds."""
     width_mm = taper_mm
     if width_mm is None:
-        longest = max(_on_border_mm(u, grid) for u in (velocity_vox, *halves))
+        longest = max(longest_on_border_mm(u, grid) for u in (velocity_vox, *halves))
         width_mm = max(LEAST_RING_MM, TAPER_PER_MM * longest)
     for attempt in range(MOST_WIDER + 1):
         counts = [max(1, math.ceil(width_mm / spacing)) for spacing in grid.spacing]
         first, second = (tapered(u, counts) for u in halves)
-        folds = any(_ring_folds(u, counts) for u in (first, second))
+        folds = any(ring_folds(u, counts) for u in (first, second))
         if not folds or attempt == MOST_WIDER:
             break
         width_mm = WIDER * max(width_mm, max(grid.spacing))
@@ -106,7 +106,7 @@ def _in_ring(
     return grid.padded(counts, counts), (tapered(velocity_vox, counts), first, second)
 
 
-def _ring_folds(u_vox: Tensor, counts: Sequence[int]) -> bool:
+def ring_folds(u_vox: Tensor, counts: Sequence[int]) -> bool:
     """Whether any cell of so many voxels at both ends of each axis folds."""
     for axis, count in enumerate(counts, start=2):
         for start in (0, u_vox.shape[axis] - count - 1):
@@ -115,7 +115,7 @@ def _ring_folds(u_vox: Tensor, counts: Sequence[int]) -> bool:
     return False
 
 
-def _on_border_mm(u_vox: Tensor, grid: Grid) -> float:
+def longest_on_border_mm(u_vox: Tensor, grid: Grid) -> float:
     """Length of the longest vector on the outer faces of a field (1, d, *grid.shape), mm."""
     length = (u_vox * u_vox.new_tensor(grid.spacing).view(1, -1, *[1] * grid.dim)).square().sum(1).sqrt()
     ends = [length.select(1 + axis, end).amax() for axis in range(grid.dim) for end in (0, -1)]

@@ -90,11 +90,11 @@ def integrate(
                 f"The map folds in {folded:.4f} % of its cells with {2**squarings} time steps; "
                 "more steps, 'auto' or a higher regularity prevent that."
             )
-    inverse = _fitted(invert(forward, "mixed", INVERSE_TOLERANCE_VOX))
+    inverse = fitted(invert(forward, "mixed", INVERSE_TOLERANCE_VOX))
     return Flow(forward, inverse, velocity_vox, wide, 2**squarings, notes)
 
 
-def _fitted(u_vox: Tensor) -> Tensor:
+def fitted(u_vox: Tensor) -> Tensor:
     """Node values whose multilinear interpolant lies nearest to a smooth field given at the nodes.
 
     Interpolating exact node values cuts every bend on its inside, by h^2/12 of the second derivative on
@@ -131,18 +131,29 @@ def covering_grid(grid: Grid, cover: Grid, beyond_mm: float = 0.0) -> Grid:
     return grid.padded(np.maximum(before, 0).astype(int).tolist(), np.maximum(after, 0).astype(int).tolist())
 
 
+def continued(values: Tensor, grid: Grid, wide: Grid) -> Tensor:
+    """Values (N, C, *grid.shape) on a wider grid of the same voxels, repeating the border."""
+    for axis, (size, before) in enumerate(zip(grid.shape, _start(grid, wide), strict=True)):
+        index = torch.arange(wide.shape[axis], device=values.device) - before
+        values = values.index_select(2 + axis, index.clamp(0, size - 1))
+    return values
+
+
+def _start(grid: Grid, wide: Grid) -> list[int]:
+    """Where the first voxel of a grid is in a wider one."""
+    corner = wide.index_from_world(grid.world_from_index([0.0] * grid.dim))
+    return [int(position) for position in np.rint(corner)]
+
+
 def faded(velocity_vox: Tensor, grid: Grid, wide: Grid, cover: Grid | None, taper_mm: float) -> Tensor:
     """Velocities on a wider grid: border values, falling to zero over FADE_MM beyond the narrow grid.
 
     cover: with a taper, the velocity also falls to zero over `taper_mm` beyond this field of view.
     """
-    start = np.rint(wide.index_from_world(grid.world_from_index([0.0] * grid.dim))).astype(int)
-    for axis in range(grid.dim):
-        before = int(start[axis])
+    velocity_vox = continued(velocity_vox, grid, wide)
+    for axis, before in enumerate(_start(grid, wide)):
         index = torch.arange(wide.shape[axis], device=velocity_vox.device) - before
-        size = grid.shape[axis]
-        velocity_vox = velocity_vox.index_select(2 + axis, index.clamp(0, size - 1))
-        outside = torch.maximum(-index, index - (size - 1)).clamp(min=0) * grid.spacing[axis]
+        outside = torch.maximum(-index, index - (grid.shape[axis] - 1)).clamp(min=0) * grid.spacing[axis]
         fade = _cosine_fall(outside / FADE_MM).to(velocity_vox)
         velocity_vox = velocity_vox * fade.view([-1 if a == axis else 1 for a in range(grid.dim)])
     if cover is None:

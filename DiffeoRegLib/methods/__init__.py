@@ -5,14 +5,24 @@ from __future__ import annotations
 from DiffeoRegLib.catalog import CARDS
 from DiffeoRegLib.errors import UnknownNameError
 from DiffeoRegLib.methods.base import Method
+from DiffeoRegLib.methods.lddmm import LDDMM
+from DiffeoRegLib.methods.learned_momentum import LearnedLDDMM, LearnedRDMM, LearnedVSVF
+from DiffeoRegLib.methods.rdmm import RDMM
 from DiffeoRegLib.methods.sitreg import SITRegMethod
 from DiffeoRegLib.methods.svf import StationaryVelocity
+from DiffeoRegLib.methods.vector_momentum import VectorMomentumVelocity
 from DiffeoRegLib.methods.voxelmorph import VoxelMorphMethod
 
 METHODS: dict[str, type[Method]] = {
+    "lddmm": LDDMM,
+    "lddmm-network": LearnedLDDMM,
+    "rdmm": RDMM,
+    "rdmm-network": LearnedRDMM,
     "sitreg": SITRegMethod,
     "svf": StationaryVelocity,
     "voxelmorph": VoxelMorphMethod,
+    "vsvf": VectorMomentumVelocity,
+    "vsvf-network": LearnedVSVF,
 }
 
 

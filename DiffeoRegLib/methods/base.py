@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from DiffeoRegLib.methods.geodesic import Geodesic
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.grid import Grid
 from DiffeoRegLib.volumes.pair import Pair
@@ -38,12 +39,22 @@ class Motion:
     image; the velocity is then the rest between them: h_moving o exp(v) o h_fixed^-1 leads from fixed to
     moving.  None: there is nothing but the velocity.
     notes: sentences for the report.
+    geodesics: not empty: the motion is theirs, phi^-1 = g_0^-1 o g_1^-1 o ... (fixed to moving points), and
+    the velocity is v(0) of the last one on its map grid, for display only.
     """
 
     velocity_vox: Tensor
     grid: Grid
     halves: tuple[Tensor, Tensor] | None = None
     notes: tuple[str, ...] = ()
+    geodesics: tuple[Geodesic, ...] = ()
+
+    @classmethod
+    def of(cls, *geodesics: Geodesic) -> Motion:
+        """The motion of one or more geodesics, the first of them first; their notes become its own."""
+        last = geodesics[-1]
+        notes = tuple(note for geodesic in geodesics for note in geodesic.notes)
+        return cls(last.velocity_vox, last.place.grid, notes=notes, geodesics=geodesics)
 
 
 class Method(Protocol):

@@ -13,6 +13,7 @@ from DiffeoRegLib.losses.information import nmi
 from DiffeoRegLib.losses.mind import mind_loss
 from DiffeoRegLib.losses.overlap import landmark_distance_mm, warped_label_dice
 from DiffeoRegLib.losses.similarity import lncc, mk_lncc, mse
+from DiffeoRegLib.methods.blockwise import MEASURES, BlockwiseCorrelation
 from DiffeoRegLib.settings import SIMILARITIES
 from DiffeoRegLib.space.field import change_grid, downsample_image
 from DiffeoRegLib.space.grid import Grid
@@ -52,6 +53,8 @@ class Comparison:
 
     map_grid: of the displacements that are judged; same axes as the pair's grid.
     guidance_weight: of one minus the mean Dice plus the mean landmark gap in shares of the longest side.
+    block: voxels along the blocks that windows of lncc and lncc-squared are made of, 1 or 2 (see
+    `methods/blockwise.py`); 0 = windows around every voxel.
     Raises UnknownNameError for an unknown similarity.
     """
 
@@ -64,6 +67,7 @@ class Comparison:
         *,
         window_vox: float = 5.0,
         guidance_weight: float = 1.0,
+        block: int = 0,
     ) -> None:
         size = zip(pair.grid.spacing, pair.grid.shape, strict=True)
         strides = tuple(max(1, min(round(level_mm / spacing), n // 4)) for spacing, n in size)
@@ -74,6 +78,15 @@ class Comparison:
             for mask in (pair.fixed_mask, pair.moving_mask)
         )
         self.similarity = similarity_named(similarity, self.grid, window_vox)
+        self.blockwise: BlockwiseCorrelation | None = None
+        if block and similarity in MEASURES:
+            self.blockwise = BlockwiseCorrelation(
+                self.fixed, self.moving, self.grid, similarity, window_vox, block
+            )
+            self.fixed_mask, self.moving_mask = (
+                None if mask is None else downsample_image(mask, self.blockwise.blocks.sides)
+                for mask in (self.fixed_mask, self.moving_mask)
+            )
         self.guidance_weight = guidance_weight
 
     def value(self, u_vox: Tensor) -> Tensor:
@@ -82,8 +95,12 @@ class Comparison:
         u_vox: (1, d, *map_grid.shape), voxels of the map grid.
         Raises InputError when the masks no longer overlap.
         """
-        u_here = change_grid(u_vox, self.map_grid, self.grid)
-        total = self.similarity(self.fixed, warp(self.moving, u_here), self._mask(u_here))
+        if self.blockwise is None:
+            u_here = change_grid(u_vox, self.map_grid, self.grid)
+            total = self.similarity(self.fixed, warp(self.moving, u_here), self._mask(u_here))
+        else:
+            u_here = change_grid(u_vox, self.map_grid, self.blockwise.grid)
+            total = self.blockwise.value(u_here, self._mask(u_here))
         if self.guidance_weight > 0:
             total = total + self.guidance_weight * self._misfit(u_vox)
         return total

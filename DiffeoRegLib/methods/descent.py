@@ -1,71 +1,38 @@
 """Coarse-to-fine search for the momentum (and pre-weights) that carries one image onto the other.
 
-Minimise  D(I1, I0 o phi^-1) + kappa sum m.v + penalties  over the start of a flow.  One grid carries the map
-at all levels, since the narrowest kernel asks for it; only the images get finer.
+Minimise  D(I1, I0 o phi^-1) + kappa sum m.v + penalties  over the start of a flow.  The images get finer from
+level to level; the map's grid is as coarse as the narrowest kernel allows, and, where the options say so,
+coarser yet while the images are.
 Source: Shen, Vialard and Niethammer, NeurIPS 2019, with the settings of the authors' program; the search by
 values alone, the map grid and the time steps that follow the motion are ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from DiffeoRegLib.errors import InputError, SettingsError
-from DiffeoRegLib.flows.runge_kutta import State, scheme_named
+from DiffeoRegLib.flows.runge_kutta import State
 from DiffeoRegLib.flows.shooting import Metric, crossing_rate, energy
 from DiffeoRegLib.methods.base import Pair, Progress, Report
 from DiffeoRegLib.methods.comparing import Comparison
-from DiffeoRegLib.methods.lbfgs import LBFGS, Search, Tensors, Watch
-from DiffeoRegLib.methods.map_grid import Kernels, MapGrid, SpectralPreconditioner
-from DiffeoRegLib.settings import PRESETS, Settings
+from DiffeoRegLib.methods.lbfgs import LBFGS, Tensors, Watch
+from DiffeoRegLib.methods.map_grid import MapGrid, SpectralPreconditioner, carried, coarser, read_on
+from DiffeoRegLib.methods.options import Options
+from DiffeoRegLib.settings import MOMENTUM_LEVELS, PRESETS, Settings
 
 SIMILARITY = "mk-lncc"
-LEVELS = (4, 2, 1)
-"""Voxel sizes the images are compared at, in voxels of the working grid."""
-ITERATIONS: Mapping[str, tuple[int, ...]] = {
-    "fast": (40, 20, 0),
-    "balanced": (60, 50, 30),
-    "accurate": (100, 100, 50),
-}
 FIRST_RATE = 0.5
 """Voxels of the map grid that the first step of a level moves the fastest point."""
 FIRST_SCORES = 0.5
 SCORES_FACTOR = 512.0
 """How much longer the steps of scores are than those of momentum, gradient for gradient; more of it lets
 scores move sooner and momentum later (chosen on the synthetic pictures)."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What LDDMM, RDMM and the stationary velocity in momentum form share.
-
-    kinetic: kappa, of sum m.v (not half of it), per squared unit length.  precondition: floor of the
-    spectral preconditioner, 0 for none.  tolerance: three iterations that gain less than this share end a
-    level.  integrator: rk4 or dopri5.  order: of the differences, 2 or 4.
-    transport, common: weights of the two energies of optimised pre-weights.
-    Raises SettingsError for negative weights, UnknownNameError for an unknown integrator.
-    """
-
-    kernels: Kernels = field(default_factory=Kernels)
-    kinetic: float = 10.0
-    transport: float = 0.1
-    common: float = 10.0
-    precondition: float = 0.1
-    tolerance: float = 1e-4
-    integrator: str = "rk4"
-    order: int = 2
-    search: Search = field(default_factory=Search)
-
-    def __post_init__(self) -> None:
-        numbers = (self.kinetic, self.transport, self.common, self.precondition, self.tolerance)
-        if not min(numbers) >= 0:
-            raise SettingsError(f"Weights and the tolerance must not be negative: {numbers}.")
-        scheme_named(self.integrator)
 
 
 class Model(Protocol):
@@ -103,46 +70,67 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Stage:
-    """One level: voxel size of the images, and how long."""
+    """One level: voxel size of the images, how long, and voxels along the blocks of windows (0 = none)."""
 
     level_mm: float
     iterations: int
+    block: int = 0
 
 
-def stages(settings: Settings, pair: Pair) -> list[Stage]:
-    """Levels, coarse to fine, from settings and effort.
+def stages(settings: Settings, pair: Pair, options: Options | None = None) -> list[Stage]:
+    """Levels, coarse to fine, from settings, effort and options.
 
     Raises SettingsError when levels and iterations do not match.
     """
     finest = min(pair.grid.spacing)
-    levels = settings.levels_mm or tuple(finest * level for level in LEVELS)
-    counts = settings.iterations or ITERATIONS[settings.effort]
+    levels = settings.levels_mm or tuple(finest * level for level in MOMENTUM_LEVELS)
+    options = options or Options()
+    counts = settings.iterations or options.iterations[settings.effort]
     if len(levels) != len(counts):
         raise SettingsError(
             f"{len(levels)} levels {levels} and {len(counts)} numbers of iterations {counts} do not match."
         )
     pairs = sorted(zip(levels, counts, strict=True), reverse=True)
-    return [Stage(max(level, finest), count) for level, count in pairs]
+    # Windows of coarser images are long enough as they are.
+    sides = [(2 if number == len(pairs) - 1 else 1) if options.blocks else 0 for number in range(len(pairs))]
+    return [Stage(max(level, finest), count, side) for (level, count), side in zip(pairs, sides, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
 class Descended:
-    """Where a search ended.  steps: of the flow.  evaluations, gradients: what it cost."""
+    """Where a search ended.
+
+    steps: of the flow.  needed: what the motion asks for, more only where the user set too few.
+    evaluations, gradients: what it cost.  unit: what a step is, in words.
+    """
 
     tensors: Tensors
     steps: int
+    needed: int
     iterations: int
     evaluations: int
     gradients: int
     value: float
+    unit: str = "time steps"
 
     @property
-    def note(self) -> str:
+    def notes(self) -> list[str]:
         """For the report."""
-        return (
+        said = [
             f"L-BFGS: {self.iterations} iterations, {self.evaluations} evaluations, "
-            f"{self.gradients} gradients; {self.steps} time steps."
-        )
+            f"{self.gradients} gradients; {self.steps} {self.unit}."
+        ]
+        if self.needed > self.steps:
+            said.append(
+                f"The motion asks for {self.needed} time steps and {self.steps} were set; motion that so few "
+                "cannot follow was not allowed."
+            )
+        return said
+
+
+def first_steps(model: Model, tensors: Tensors, settings: Settings) -> int:
+    """Time steps to begin with: the user's, or those of a start."""
+    return model.steps(model.start(tensors)) if settings.steps == "auto" else settings.steps
 
 
 def descend(
@@ -153,17 +141,26 @@ def descend(
     options: Options,
     settings: Settings,
     report: Report,
+    *,
+    on: Callable[[MapGrid], Model] | None = None,
 ) -> Descended:
     """The tensors of a model after all levels; levels without iterations are skipped.
 
+    on: the model on a coarser map grid, where options ask for that; a start that moves stays on its own grid.
     Raises Cancelled from the report, and InputError where the start has no value.
     """
-    todo = [stage for stage in stages(settings, pair) if stage.iterations > 0]
+    todo = [stage for stage in stages(settings, pair, options) if stage.iterations > 0]
     effort = [stage.iterations / stage.level_mm**pair.grid.dim for stage in todo]
-    run = _Run(model, tensors, place, options)
+    run = _Run(model, tensors, place, options, settings)
+    # On a coarse map set steps would let the motion grow beyond what they can follow on a finer one.
+    free = settings.steps == "auto" and not bool(tensors[0].any())
+    coarse = on if options.coarse_maps and free else None
     done = 0.0
     for stage, share in zip(todo, effort, strict=True):
-        level = _level(pair, stage, place, settings)
+        if coarse is not None:
+            there = coarser(place, stage.level_mm)
+            run.move(there, model if there is place else coarse(there))
+        level = _level(pair, stage, run.place, options, settings)
 
         def tell(iteration: int, value: float, s: Stage = stage, a: float = done, b: float = share) -> None:
             fraction = (a + b * (iteration + 1) / s.iterations) / sum(effort)
@@ -172,27 +169,51 @@ def descend(
 
         run.optimise(level, stage.iterations, settings.regularity, tell)
         done += share
-    return Descended(run.tensors, run.steps, run.iterations, run.evaluations, run.gradients, run.value)
+    run.move(place, model)
+    needed = model.steps(model.start(run.tensors))
+    return Descended(
+        run.tensors, run.steps, needed, run.iterations, run.evaluations, run.gradients, run.value
+    )  # fmt: skip
 
 
-def _level(pair: Pair, stage: Stage, place: MapGrid, settings: Settings) -> Comparison:
+def _level(pair: Pair, stage: Stage, place: MapGrid, options: Options, settings: Settings) -> Comparison:
     preset = PRESETS[settings.preset]
     # Presets for one modality ask for a correlation: this one is that of the paper.
     usual = SIMILARITY if preset.similarity.startswith("lncc") else preset.similarity
+    usual = options.similarity or usual
     return Comparison(
         pair, stage.level_mm, place.grid, settings.similarity or usual,
         window_vox=settings.window_vox or preset.window_vox, guidance_weight=settings.guidance_weight,
+        block=stage.block,
     )  # fmt: skip
 
 
 class _Run:
     """One search through all levels."""
 
-    def __init__(self, model: Model, tensors: Tensors, place: MapGrid, options: Options) -> None:
+    def __init__(
+        self, model: Model, tensors: Tensors, place: MapGrid, options: Options, settings: Settings
+    ) -> None:
         self.model, self.tensors, self.place, self.options = model, tensors, place, options
-        self.steps = model.steps(model.start(tensors))
+        self.steps = first_steps(model, tensors, settings)
+        self.fixed = settings.steps != "auto"
         self.iterations, self.evaluations, self.gradients = 0, 0, 0
         self.value = float("nan")
+
+    def move(self, place: MapGrid, model: Model) -> None:
+        """Go on with a model on another map grid of the same box; the motion stays what it is."""
+        before, self.model = self.model, model
+        if place is self.place or place.grid.shape == self.place.grid.shape:
+            return
+        momentum, *others = self.tensors
+        if bool(momentum.any()):
+            momentum = carried(momentum, self.place, place, before.shares(before.start(self.tensors)))
+        else:
+            momentum = momentum.new_zeros((1, place.grid.dim, *place.grid.shape))
+        self.tensors = [momentum, *(read_on(part, self.place, place) for part in others)]
+        self.place = place
+        if not self.fixed:
+            self.steps = model.steps(model.start(self.tensors))
 
     @property
     def epoch(self) -> float:
@@ -201,6 +222,8 @@ class _Run:
     def optimise(self, level: Comparison, iterations: int, regularity: float, tell: _Tell) -> None:
         """One level; time steps and penalties are brought up to date between iterations."""
         kinetic, stage = self.options.kinetic * regularity, self.model.stage(self.epoch)
+        if self.options.kernels.units == "mm":
+            kinetic *= self.place.unit_mm[0] ** 2
         epoch = self.epoch
 
         def objective(tensors: Tensors) -> Tensor:
@@ -235,7 +258,7 @@ class _Run:
     def _more_steps(self, tensors: Tensors) -> bool:
         """Whether the motion has outgrown the time steps; takes a few more than it needs, then."""
         needed = self.model.steps(self.model.start(tensors))
-        if needed <= self.steps:
+        if self.fixed or needed <= self.steps:
             return False
         self.steps = needed + needed // 4
         return True

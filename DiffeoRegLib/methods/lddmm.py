@@ -7,16 +7,18 @@ Niethammer, NeurIPS 2019 (vector momentum, multi-Gaussian kernel).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
 from DiffeoRegLib.flows.momentum import MomentumMetric
 from DiffeoRegLib.flows.runge_kutta import State
-from DiffeoRegLib.methods.base import Pair, Report
-from DiffeoRegLib.methods.descent import Options, descend
-from DiffeoRegLib.methods.geodesic import Geodesic, GeodesicModel
+from DiffeoRegLib.methods.base import Motion, Pair, Report
+from DiffeoRegLib.methods.descent import descend, first_steps
+from DiffeoRegLib.methods.geodesic import Geodesic, GeodesicModel, momentum_metric
 from DiffeoRegLib.methods.lbfgs import Tensors
 from DiffeoRegLib.methods.map_grid import MapGrid, map_grid
+from DiffeoRegLib.methods.options import Options, options_from
 from DiffeoRegLib.settings import Settings
 
 
@@ -46,33 +48,42 @@ class MomentumModel(GeodesicModel):
 
 
 class LDDMM:
-    """LDDMM: no training, any pair."""
+    """The `lddmm` method: no training, any pair.  options: None = what the settings say."""
 
     def __init__(self, options: Options | None = None) -> None:
-        self.options = options or Options()
+        self.options = options
 
-    def predict(self, pair: Pair, settings: Settings, report: Report) -> Geodesic:
-        """Rest.  Raises SettingsError when the narrowest kernel is below 1.5 voxels of the working grid."""
-        place = map_grid(pair.grid, self.options.kernels)
+    def predict(self, pair: Pair, settings: Settings, report: Report) -> Motion:
+        """Rest.
+
+        Raises SettingsError for settings that do not fit, or a kernel below 1.5 voxels of the working grid.
+        """
+        options = self.options or options_from(settings)
+        place = map_grid(pair.grid, options.kernels)
         momentum = pair.fixed.new_zeros((1, place.grid.dim, *place.grid.shape))
-        metric = momentum_metric(place, self.options, momentum)
-        model = MomentumModel(metric, self.options.integrator)
-        steps = model.steps(model.start([momentum]))
-        return Geodesic(metric, place, (momentum,), steps, model.integrator)
-
-    def refine(self, motion: Geodesic, pair: Pair, settings: Settings, report: Report) -> Geodesic:
-        """Coarse-to-fine optimisation of the momentum; zero iterations return it unchanged."""
-        assert isinstance(motion.metric, MomentumMetric)
-        model = MomentumModel(motion.metric, motion.integrator)
-        found = descend(model, list(motion.tensors), motion.place, pair, self.options, settings, report)
-        return Geodesic(
-            motion.metric, motion.place, tuple(found.tensors), found.steps, motion.integrator, (found.note,)
+        metric = momentum_metric(
+            place, options.kernels.weights, momentum, order=options.order, walls=options.walls
         )
+        model = MomentumModel(metric, options.integrator)
+        steps = first_steps(model, [momentum], settings)
+        return Motion.of(Geodesic(metric, place, (momentum,), steps, model.integrator, place.notes))
 
+    def refine(self, motion: Motion, pair: Pair, settings: Settings, report: Report) -> Motion:
+        """Coarse-to-fine optimisation of the momentum; zero iterations return it unchanged."""
+        options, (start,) = self.options or options_from(settings), motion.geodesics
+        assert isinstance(start.metric, MomentumMetric)
 
-def momentum_metric(place: MapGrid, options: Options, like: Tensor) -> MomentumMetric:
-    """One kernel for the whole grid; raises like MomentumMetric."""
-    return MomentumMetric(
-        place.grid.shape, place.spacing, place.sigmas, options.kernels.weights,
-        order=options.order, dtype=like.dtype, device=like.device,
-    )  # fmt: skip
+        def on(place: MapGrid) -> MomentumModel:
+            metric = momentum_metric(
+                place, options.kernels.weights, start.tensors[0], order=options.order, walls=options.walls
+            )
+            return MomentumModel(metric, start.integrator)
+
+        model = MomentumModel(start.metric, start.integrator)
+        found = descend(model, list(start.tensors), start.place, pair, options, settings, report, on=on)
+        notes = (*start.notes, *found.notes)
+        return Motion.of(replace(start, tensors=tuple(found.tensors), steps=found.steps, notes=notes))
+
+    def sources(self, settings: Settings) -> list[str]:
+        """None."""
+        return []

@@ -8,52 +8,35 @@ Source: Shen, Vialard and Niethammer, Region-specific diffeomorphic metric mappi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from DiffeoRegLib.errors import ShapeError, UnknownNameError
+from DiffeoRegLib.catalog import Card
+from DiffeoRegLib.errors import InputError, SettingsError, ShapeError
 from DiffeoRegLib.flows.momentum import shares as brought_to_one
 from DiffeoRegLib.flows.regional import RegionalMetric, preweights_from_regions, preweights_from_scores
 from DiffeoRegLib.flows.runge_kutta import State
 from DiffeoRegLib.losses.preweights import range_energy, range_share, transport_energy
-from DiffeoRegLib.methods.base import Pair, Report
-from DiffeoRegLib.methods.descent import Options, descend
-from DiffeoRegLib.methods.geodesic import Geodesic, GeodesicModel
+from DiffeoRegLib.methods.base import Motion, Pair, Report
+from DiffeoRegLib.methods.descent import descend, first_steps
+from DiffeoRegLib.methods.geodesic import Geodesic, GeodesicModel, regional_metric
 from DiffeoRegLib.methods.lbfgs import Tensors
-from DiffeoRegLib.methods.map_grid import Kernels, MapGrid, map_grid
+from DiffeoRegLib.methods.map_grid import Kernels, MapGrid, map_grid, read_on
+from DiffeoRegLib.methods.options import Options, options_from
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.field import downsample_image
+from DiffeoRegLib.space.fourier import LEAST_SIGMA_STEPS
+from DiffeoRegLib.stiffness import shares_of
+from DiffeoRegLib.volumes.regions import PlacedRegions, Regions, check_regions
+from DiffeoRegLib.volumes.volume import Volume
 
-Stiffness = str | Sequence[float]
-REGIONAL_KERNELS = Kernels((0.03, 0.06, 0.09, 0.3), (0.0, 0.0, 0.0, 1.0), 0.05)
-"""The widths of the paper's synthetic study with given regions."""
-STIFFNESS: Mapping[str, tuple[float, float, float, float]] = {
-    "soft": (0.2, 0.5, 0.3, 0.0),
-    "normal": (0.1, 0.2, 0.3, 0.4),
-    "stiff": (0.0, 0.05, 0.15, 0.8),
-    "rigid-like": (0.0, 0.0, 0.0, 1.0),
-}
-"""Shares of the REGIONAL_KERNELS; soft and rigid-like are the paper's inside and outside."""
 REGION_SIGMA = 0.02
 """Smoothing of the edges of regions, in units of the box."""
 STAGES = 10
 """The annealed weight of the energies changes in steps of 1 / STAGES."""
-
-
-@dataclass(frozen=True, eq=False)
-class Regions:
-    """Where the moving image is how stiff.
-
-    labels: whole numbers, (1, 1, *working grid), on the working grid like the moving image of the pair.
-    stiffness: of every label: a name of STIFFNESS, or shares of the kernels.  rest: of all other labels.
-    """
-
-    labels: Tensor
-    stiffness: Mapping[int, Stiffness]
-    rest: Stiffness = "rigid-like"
 
 
 class RegionalModel(GeodesicModel):
@@ -106,57 +89,103 @@ class JointModel(RegionalModel):
 
 
 class RDMM:
-    """RDMM: no training, any pair.
+    """The `rdmm` method: no training, any pair.
 
-    regions: None = the regulariser is found together with the motion; its common weights are then those of
-    `options.kernels`, all above zero.
+    Where the pair has regions they say how stiff the moving image is; without, the regulariser is found
+    together with the motion, and the weights of the kernels are those it is held to at first.
+    options: None = what the settings say.
     """
 
-    def __init__(self, options: Options | None = None, regions: Regions | None = None) -> None:
-        default = Options() if regions is None else Options(kernels=REGIONAL_KERNELS)
-        self.options, self.regions = options or default, regions
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = options
 
-    def predict(self, pair: Pair, settings: Settings, report: Report) -> Geodesic:
+    def predict(self, pair: Pair, settings: Settings, report: Report) -> Motion:
         """Rest, with the pre-weights of the regions, or those all places share.
 
-        Raises SettingsError for a kernel below 1.5 voxels of the working grid and for shares that are
-        negative, all zero, or of another number of kernels, ShapeError for regions on another grid.
+        Raises SettingsError for settings that do not fit, a kernel below 1.5 voxels of the working grid, a
+        smoothing of pre-weights below 1.5 steps of the map grid, and shares that are negative, all zero, or
+        of another number of kernels; ShapeError for regions on another grid.
         """
-        place = map_grid(pair.grid, self.options.kernels)
+        options = self._options(settings, pair)
+        place = map_grid(pair.grid, options.kernels)
         momentum = pair.fixed.new_zeros((1, place.grid.dim, *place.grid.shape))
-        metric = RegionalMetric(
-            place.grid.shape, place.spacing, place.sigmas, place.preweight_sigma,
-            order=self.options.order, dtype=momentum.dtype, device=momentum.device,
-        )  # fmt: skip
-        notes: tuple[str, ...] = ()
-        if self.regions is None:
-            weights = brought_to_one(self.options.kernels.weights, len(place.sigmas))
+        _check_smoothing(place)
+        metric = regional_metric(place, momentum, order=options.order, walls=options.walls)
+        notes = place.notes
+        if pair.regions is None:
+            weights = brought_to_one(options.kernels.weights, len(place.sigmas))
             row = momentum.new_tensor(weights).sqrt().view(1, -1, *[1] * place.grid.dim)
             preweights = row.expand(1, -1, *place.grid.shape).contiguous()
         else:
-            preweights, note = _from_regions(self.regions, place, pair, self.options.kernels)
-            notes = (note,)
+            preweights, note = _from_regions(pair.regions, place, pair, options.kernels)
+            notes = (*notes, note)
+        model = RegionalModel(metric, options.integrator, preweights)
+        steps = first_steps(model, [momentum], settings)
         start = (momentum, preweights)
-        model = RegionalModel(metric, self.options.integrator, preweights)
-        steps = model.steps(model.start([momentum]))
-        return Geodesic(metric, place, start, steps, model.integrator, notes)
+        return Motion.of(Geodesic(metric, place, start, steps, model.integrator, notes))
 
-    def refine(self, motion: Geodesic, pair: Pair, settings: Settings, report: Report) -> Geodesic:
+    def refine(self, motion: Motion, pair: Pair, settings: Settings, report: Report) -> Motion:
         """Coarse-to-fine optimisation of the momentum, and of the pre-weights unless regions give them."""
-        assert isinstance(motion.metric, RegionalMetric)
-        momentum, preweights = motion.tensors
-        if self.regions is None:
-            model: RegionalModel = JointModel(motion.metric, self.options, motion.place)
+        options, (start,) = self._options(settings, pair), motion.geodesics
+        assert isinstance(start.metric, RegionalMetric)
+        momentum, preweights = start.tensors
+        joint = pair.regions is None
+
+        def on(place: MapGrid) -> RegionalModel:
+            metric = regional_metric(place, momentum, order=options.order, walls=options.walls)
+            if joint:
+                return JointModel(metric, options, place)
+            coarse = read_on(preweights, start.place, place)
+            coarse = coarse / coarse.square().sum(1, keepdim=True).sqrt()
+            return RegionalModel(metric, start.integrator, coarse)
+
+        if joint:
+            model: RegionalModel = JointModel(start.metric, options, start.place)
             tensors = [momentum, scores_of(preweights)]
         else:
-            model = RegionalModel(motion.metric, motion.integrator, preweights)
+            model = RegionalModel(start.metric, start.integrator, preweights)
             tensors = [momentum]
-        found = descend(model, tensors, motion.place, pair, self.options, settings, report)
-        if self.regions is None:
+        found = descend(model, tensors, start.place, pair, options, settings, report, on=on)
+        if pair.regions is None:
             preweights = preweights_from_scores(found.tensors[1])
-        start = (found.tensors[0], preweights)
-        notes = (*motion.notes, found.note)
-        return Geodesic(motion.metric, motion.place, start, found.steps, motion.integrator, notes)
+        ends, notes = (found.tensors[0], preweights), (*start.notes, *found.notes)
+        return Motion.of(replace(start, tensors=ends, steps=found.steps, notes=notes))
+
+    def sources(self, settings: Settings) -> list[str]:
+        """None."""
+        return []
+
+    def _options(self, settings: Settings, pair: Pair) -> Options:
+        return self.options or regional_options(settings, given=pair.regions is not None)
+
+
+def regional_options(settings: Settings, *, given: bool) -> Options:
+    """What the settings say; given: whether there are regions.
+
+    Raises SettingsError, also for weights of kernels beside regions: each region has its own.
+    """
+    if not given:
+        return options_from(settings, "rdmm")
+    if settings.kernel_weights is not None:
+        raise SettingsError("With regions the stiffness of each is set, not one list of weights of kernels.")
+    return options_from(settings, "rdmm-regions")
+
+
+def checked_regions(chosen: Card, regions: Regions | None, moving: Volume, settings: Settings) -> list[str]:
+    """Sentences for the report about the regions of a run.
+
+    Raises InputError for regions that are missing or that the method has no use for, and as `check_regions`
+    and `regional_options`.
+    """
+    if chosen.needs_region_labels and regions is None:
+        raise InputError(
+            f"'{chosen.name}' needs regions: a segmentation of the moving image, and how stiff each part is."
+        )
+    if regions is None:
+        return []
+    if not chosen.needs_region_labels:
+        raise InputError(f"'{chosen.name}' has no use for regions: choose rdmm-regions, or leave them out.")
+    return check_regions(regions, moving, len(regional_options(settings, given=True).kernels.sigmas))
 
 
 def scores_of(preweights: Tensor) -> Tensor:
@@ -164,12 +193,22 @@ def scores_of(preweights: Tensor) -> Tensor:
     return preweights.square().clamp(min=1e-6).log()
 
 
-def _from_regions(regions: Regions, place: MapGrid, pair: Pair, kernels: Kernels) -> tuple[Tensor, str]:
+def _check_smoothing(place: MapGrid) -> None:
+    """Pre-weights with edges ring under differences like too narrow a kernel."""
+    steps = min(place.preweight_sigma / step for step in place.spacing)
+    if steps < LEAST_SIGMA_STEPS * (1 - 1e-6):
+        raise SettingsError(
+            f"The smoothing of regional weights is {steps:.2g} grid steps wide, it needs "
+            f"{LEAST_SIGMA_STEPS}: make it wider, or the narrowest kernel narrower."
+        )
+
+
+def _from_regions(regions: PlacedRegions, place: MapGrid, pair: Pair, kernels: Kernels) -> tuple[Tensor, str]:
     """Pre-weights (1, n, *map grid) and a sentence that says where which stiffness is."""
-    labels = regions.labels
+    labels, count = regions.labels, len(kernels.sigmas)
     if tuple(labels.shape) != (1, 1, *pair.grid.shape):
         raise ShapeError(f"Regions are (1, 1, *{pair.grid.shape}), not {tuple(labels.shape)}.")
-    rows = [_row(regions.rest, kernels), *(_row(s, kernels) for s in regions.stiffness.values())]
+    rows = [shares_of(stiffness, count) for stiffness in (regions.rest, *regions.stiffness.values())]
     index = torch.zeros_like(labels, dtype=torch.int64)
     for number, label in enumerate(regions.stiffness, start=1):
         index[labels == label] = number
@@ -181,7 +220,7 @@ def _from_regions(regions: Regions, place: MapGrid, pair: Pair, kernels: Kernels
     return preweights.to(pair.fixed), _coverage(regions, index)
 
 
-def _coverage(regions: Regions, index: Tensor) -> str:
+def _coverage(regions: PlacedRegions, index: Tensor) -> str:
     """What is how stiff, and which label is nowhere."""
     rest = 100 * float((index == 0).double().mean())
     said = (
@@ -190,12 +229,4 @@ def _coverage(regions: Regions, index: Tensor) -> str:
     )
     labels = enumerate(regions.stiffness, start=1)
     absent = [str(label) for number, label in labels if not bool((index == number).any())]
-    return said + (f" Nowhere in the map: {', '.join(absent)}." if absent else "")
-
-
-def _row(stiffness: Stiffness, kernels: Kernels) -> Sequence[float]:
-    """Shares of the kernels, narrow to wide; names stand for those of four."""
-    if isinstance(stiffness, str) and stiffness not in STIFFNESS:
-        raise UnknownNameError("stiffness", stiffness, STIFFNESS)
-    row = STIFFNESS[stiffness] if isinstance(stiffness, str) else tuple(stiffness)
-    return brought_to_one(row, len(kernels.sigmas))
+    return said + (f" Nowhere on the working grid: {', '.join(absent)}." if absent else "")

@@ -7,6 +7,7 @@ Source: the vSVF of Shen, Han, Xu and Niethammer, CVPR 2019, in the optimised fo
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,9 +16,11 @@ from DiffeoRegLib.flows.exponential import exp
 from DiffeoRegLib.flows.runge_kutta import State
 from DiffeoRegLib.flows.shooting import ShootingDiverged
 from DiffeoRegLib.methods.base import Motion, Pair, Report
-from DiffeoRegLib.methods.descent import Options, descend
-from DiffeoRegLib.methods.lddmm import MomentumModel, momentum_metric
-from DiffeoRegLib.methods.map_grid import map_grid
+from DiffeoRegLib.methods.descent import descend
+from DiffeoRegLib.methods.geodesic import momentum_metric
+from DiffeoRegLib.methods.lddmm import MomentumModel
+from DiffeoRegLib.methods.map_grid import MapGrid, map_grid
+from DiffeoRegLib.methods.options import Options, options_from
 from DiffeoRegLib.settings import Settings
 
 FEWEST_SQUARINGS = 5
@@ -46,21 +49,43 @@ class StationaryModel(MomentumModel):
 
 
 class VectorMomentumVelocity:
-    """vSVF: no training, any pair; gives a velocity like `svf`."""
+    """The `vsvf` method: no training, any pair; gives a velocity like `svf`.
+
+    options: None = what the settings say.
+    """
 
     def __init__(self, options: Options | None = None) -> None:
-        self.options = options or Options()
+        self.options = options
 
     def predict(self, pair: Pair, settings: Settings, report: Report) -> Motion:
-        """Rest.  Raises SettingsError when the narrowest kernel is below 1.5 voxels of the working grid."""
-        grid = map_grid(pair.grid, self.options.kernels).grid
-        return Motion(pair.fixed.new_zeros((1, grid.dim, *grid.shape)), grid)
+        """Rest.
+
+        Raises SettingsError for settings that do not fit, or a kernel below 1.5 voxels of the working grid.
+        """
+        place = map_grid(pair.grid, (self.options or options_from(settings, "vsvf")).kernels)
+        rest = pair.fixed.new_zeros((1, place.grid.dim, *place.grid.shape))
+        return Motion(rest, place.grid, notes=place.notes)
 
     def refine(self, motion: Motion, pair: Pair, settings: Settings, report: Report) -> Motion:
-        """Coarse-to-fine optimisation of the momentum from rest, whatever the motion is so far."""
-        place = map_grid(pair.grid, self.options.kernels)
+        """Coarse-to-fine optimisation of the momentum from rest, whatever the motion is so far.
+
+        The squarings follow the motion; settings.steps are those of the finished map.
+        """
+        options = self.options or options_from(settings, "vsvf")
+        place = map_grid(pair.grid, options.kernels)
         momentum = torch.zeros_like(motion.velocity_vox)
-        model = StationaryModel(momentum_metric(place, self.options, momentum), "rk4")
-        found = descend(model, [momentum], place, pair, self.options, settings, report)
+
+        def on(place: MapGrid) -> StationaryModel:
+            metric = momentum_metric(
+                place, options.kernels.weights, momentum, order=options.order, walls=options.walls
+            )
+            return StationaryModel(metric, "rk4")
+
+        model, free = on(place), settings.with_changes(steps="auto")
+        found = descend(model, [momentum], place, pair, options, free, report, on=on)
         velocity = -model.metric.sources(model.start(found.tensors))[0]
-        return Motion(velocity, place.grid, notes=(found.note,))
+        return Motion(velocity, place.grid, notes=tuple(replace(found, unit="squarings").notes))
+
+    def sources(self, settings: Settings) -> list[str]:
+        """None."""
+        return []

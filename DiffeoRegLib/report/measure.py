@@ -18,6 +18,7 @@ import torch
 from DiffeoRegLib import __version__
 from DiffeoRegLib.device import DeviceChoice
 from DiffeoRegLib.report.memory import peak_device_memory_mb, peak_memory_mb
+from DiffeoRegLib.report.regions import region_scores, sigma_scores
 from DiffeoRegLib.report.scores import (
     displacement_scores,
     fold_scores,
@@ -30,6 +31,7 @@ from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.grid import Grid
 from DiffeoRegLib.space.transform import AffineTransform, Transform
 from DiffeoRegLib.volumes.pair import Correspondence, Masks
+from DiffeoRegLib.volumes.regions import Regions
 from DiffeoRegLib.volumes.volume import Volume
 
 SCHEMA = 1
@@ -47,6 +49,8 @@ def measure(
     masks: Masks | None = None,
     guidance: Correspondence | None = None,
     evaluation: Correspondence | None = None,
+    regions: Regions | None = None,
+    sigma: tuple[Volume, Volume] | None = None,
     device: DeviceChoice | None = None,
     seconds: Mapping[str, float] | None = None,
     notes: Sequence[str] = (),
@@ -55,6 +59,7 @@ def measure(
     """Everything a report says about one registration; only numbers, strings, lists and None.
 
     initial: the alignment the deformation started from (None: the images as given).
+    regions: of the moving image.  sigma: width of the regulariser, mm, in the moving and the fixed image.
     seconds: per phase.  citations: of what really ran.
     Raises what reading the images through the transforms raises.
     """
@@ -66,7 +71,7 @@ def measure(
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         "settings": dataclasses.asdict(settings),
-        "inputs": _inputs(fixed, moving, masks, guidance, evaluation),
+        "inputs": _inputs(fixed, moving, masks, guidance, evaluation, regions),
         "device": _device(device),
         "similarity": similarity_scores(fixed, moving, stages, mask),
         "folds": fold_scores(transform, fixed.grid, mask),
@@ -74,6 +79,8 @@ def measure(
         "displacement_mm": displacement_scores(transform, fixed.grid),
         "labels": label_scores(evaluation, stages, fixed.grid),
         "landmarks": landmark_scores(evaluation, stages),
+        "regions": region_scores(regions, transform, fixed.grid),
+        "sigma_mm": sigma_scores(sigma),
         "seconds": dict(seconds or {}),
         "peak_memory_mb": peak_memory_mb(),
         "peak_device_memory_mb": peak_device_memory_mb(device.device if device else None),
@@ -138,6 +145,7 @@ def _inputs(
     masks: Masks | None,
     guidance: Correspondence | None,
     evaluation: Correspondence | None,
+    regions: Regions | None,
 ) -> dict[str, Any]:
     inputs: dict[str, Any] = {"fixed": describe(fixed), "moving": describe(moving)}
     if masks is not None:
@@ -158,6 +166,9 @@ def _inputs(
                 inputs[f"{role}_{side}_labels"] = describe(labels)
             if points is not None:
                 inputs[f"{role}_{side}_landmarks"] = len(points)
+    if regions is not None:
+        stiffness = {str(label): value for label, value in regions.stiffness.items()}
+        inputs["regions"] = describe(regions.labels) | {"stiffness": stiffness, "rest": regions.rest}
     return inputs
 
 

@@ -10,7 +10,16 @@ from typing import Any
 from DiffeoRegLib.report.pictures import FIXED_COLOUR, FOLD_COLOUR, MOVING_COLOUR, Gallery
 from DiffeoRegLib.report.planes import Plane
 from DiffeoRegLib.report.style import STYLE
-from DiffeoRegLib.report.text import STAGES, deformation_rows, millimetres, number, stage_rows, verdict
+from DiffeoRegLib.report.text import (
+    REGION_COLUMNS,
+    STAGES,
+    deformation_rows,
+    millimetres,
+    number,
+    region_rows,
+    stage_rows,
+    verdict,
+)
 
 PHASE_COLOURS = (
     "#0f6cbd", "#2a9d8f", "#e9a23b", "#b5588f", "#7a6fd0", "#8a97a5", "#c8553d", "#4c9f38", "#6b4f3a",
@@ -30,6 +39,7 @@ def html_page(report: Mapping[str, Any], gallery: Gallery) -> str:
         _images(report, gallery),
         _agreement(gallery),
         _labels(report, gallery),
+        _regions(report),
         _deformation(gallery),
         _numbers(report),
         _time(report),
@@ -137,6 +147,17 @@ def _label_table(report: Mapping[str, Any]) -> str:
     if len(lines) <= SHOWN_LABELS:
         return table
     return f"<details><summary>All {len(lines)} labels</summary>{table}</details>"
+
+
+def _regions(report: Mapping[str, Any]) -> str:
+    rows = region_rows(report)
+    if not rows:
+        return ""
+    head = "".join(f"<th>{escape(name)}</th>" for name in REGION_COLUMNS)
+    lines = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
+    words = "Of the moving image, where it lies after registration; by the deformation alone."
+    table = _table(head, "".join(f"<tr>{line}</tr>" for line in lines))
+    return f'<section><h2>Regions</h2><p class="note">{words}</p>{table}</section>'
 
 
 def _deformation(gallery: Gallery) -> str:

@@ -137,6 +137,21 @@ def deformation_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+REGION_COLUMNS = ("Region", "stiffness", "moved, mean (mm)", "max", "volume change", "its SD", "folded (%)")
+
+
+def region_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """One line per region, under REGION_COLUMNS; none without regions."""
+    rows = []
+    for name, scores in (report.get("regions") or {}).items():
+        stiffness, moved, determinant = (scores[k] for k in ("stiffness", "displacement_mm", "determinant"))
+        words = stiffness if isinstance(stiffness, str) else " ".join(f"{share:g}" for share in stiffness)
+        numbers = [number(moved[key], "{:.2f}") for key in ("mean", "max")]
+        numbers += [number(determinant[key], "{:.3f}") for key in ("mean", "std")]
+        rows.append((name, words, *numbers, number(scores["folded_percent"], "{:.3g}")))
+    return rows
+
+
 def summary(report: Mapping[str, Any]) -> str:
     """What the console prints after a run."""
     found = verdict(report) if report.get("similarity") else None
@@ -150,6 +165,11 @@ def summary(report: Mapping[str, Any]) -> str:
     pairs = deformation_rows(report)
     width = max((len(name) for name, _ in pairs), default=0)
     lines += [f"{name:{width}}  {value}" for name, value in pairs]
+    if regions := region_rows(report):
+        table = (REGION_COLUMNS, *regions)
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        rest = ("  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in table)
+        lines += ["", *rest]
     return "\n".join(lines).rstrip()
 
 

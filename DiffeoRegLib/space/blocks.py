@@ -79,6 +79,14 @@ class Blocks:
         image: (C, *padded_shape), see `pad`. u_vox: (d, *coarse_shape), voxels of the coarse grid.
         Returns block-wise (C, P, *coarse_shape).
         """
+        flat = self.positions(u_vox).view(1, -1, *self.coarse_shape[1:], self.dim)
+        return sample_normalised(image[None], flat)[0].view(len(image), self.per_block, *self.coarse_shape)
+
+    def positions(self, u_vox: Tensor) -> Tensor:
+        """x + u(x) for every fine voxel x, (P, *coarse_shape, d), in the form that `sample_normalised` reads.
+
+        u_vox: (d, *coarse_shape), voxels of the coarse grid.
+        """
         normalised = u_vox.new_empty(self.per_block, *self.coarse_shape, self.dim)
         for axis, (side, size) in enumerate(zip(self.sides, self.padded_shape, strict=True)):
             scale = 2.0 / max(size - 1, 1)
@@ -87,8 +95,21 @@ class Blocks:
             for place, values in enumerate(self._interpolated(component)):
                 start = (index * side + self.places[place][axis]) * scale - 1.0
                 torch.add(values, start, out=normalised[place, ..., self.dim - 1 - axis])
-        flat = normalised.view(1, -1, *self.coarse_shape[1:], self.dim)
-        return sample_normalised(image[None], flat)[0].view(len(image), self.per_block, *self.coarse_shape)
+        return normalised
+
+    def gathered(self, by_position: Tensor) -> Tensor:
+        """The transposed derivative of `positions`: (P, *coarse_shape, d) -> (d, *coarse_shape)."""
+        out = by_position.new_empty(self.dim, *self.coarse_shape)
+        for axis, (side, size) in enumerate(zip(self.sides, self.padded_shape, strict=True)):
+            maps = list(by_position[..., self.dim - 1 - axis].unbind(0))
+            for other in range(self.dim - 1, -1, -1):
+                if self.sides[other] == 2:
+                    maps = [
+                        _from_quarter_shifts(before, behind, other)
+                        for before, behind in zip(maps[::2], maps[1::2], strict=True)
+                    ]
+            torch.mul(maps[0], side * 2.0 / max(size - 1, 1), out=out[axis])
+        return out
 
     def _interpolated(self, coarse: Tensor) -> list[Tensor]:
         """A coarse map (*coarse_shape) at every place of the blocks, in the order of `places`."""
@@ -133,6 +154,17 @@ def _quarter_shifts(values: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     behind.narrow(axis, 0, size - 1).add_(values.narrow(axis, 1, size - 1), alpha=0.25)
     behind.narrow(axis, size - 1, 1).add_(values.narrow(axis, size - 1, 1), alpha=0.25)
     return before, behind
+
+
+def _from_quarter_shifts(before: Tensor, behind: Tensor, axis: int) -> Tensor:
+    """The transpose of `_quarter_shifts`."""
+    out = (before + behind) * 0.75
+    size = out.shape[axis]
+    out.narrow(axis, 0, size - 1).add_(before.narrow(axis, 1, size - 1), alpha=0.25)
+    out.narrow(axis, 0, 1).add_(before.narrow(axis, 0, 1), alpha=0.25)
+    out.narrow(axis, 1, size - 1).add_(behind.narrow(axis, 0, size - 1), alpha=0.25)
+    out.narrow(axis, size - 1, 1).add_(behind.narrow(axis, size - 1, 1), alpha=0.25)
+    return out
 
 
 def _central(values: Tensor, axis: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The logarithm of a linear map, by which a part of its way can be gone."""
+"""Part of the way of a linear map: its logarithm, and A^t between the identity and A."""
 
 from __future__ import annotations
 
@@ -29,3 +29,14 @@ def affine_exponential(logarithm: Matrix) -> Matrix:
     matrix = np.asarray(scipy.linalg.expm(logarithm), dtype=np.float64)
     matrix[3] = (0.0, 0.0, 0.0, 1.0)
     return matrix
+
+
+def affine_power(matrix: Matrix, fraction: float) -> Matrix | None:
+    """A^t = exp(t log A) of an affine 4x4; None where A has no real logarithm and only part is asked for.
+
+    The translation is taken about the fixed point of the map where there is one, as the logarithm does.
+    """
+    if fraction == 1 or np.array_equal(matrix, np.eye(4)):
+        return matrix
+    logarithm = matrix_logarithm(matrix)
+    return None if logarithm is None else affine_exponential(fraction * logarithm)

@@ -136,14 +136,22 @@ def _grid_sample(values: Tensor, positions: Tensor, mode: str, outside: str) -> 
     first output axis into as many pieces as there are threads, which read the same values without a copy.
     """
     rows, threads = positions.shape[1], torch.get_num_threads()
-    tracked = torch.is_grad_enabled() and (values.requires_grad or positions.requires_grad)
-    if len(positions) > 1 or tracked or threads == 1 or rows < threads or values.device.type != "cpu":
+    by_values, by_positions = (torch.is_grad_enabled() and t.requires_grad for t in (values, positions))
+    if len(positions) > 1 or by_values or threads == 1 or rows < threads or values.device.type != "cpu":
         return functional.grid_sample(values, positions, mode=mode, padding_mode=outside, align_corners=True)
     even = rows - rows % threads
     pieces = positions[:, :even].reshape(threads, even // threads, *positions.shape[2:])
     read = functional.grid_sample(
         values.expand(threads, *values.shape[1:]), pieces, mode=mode, padding_mode=outside, align_corners=True
     )
+    if by_positions:
+        parts = [read.transpose(0, 1).reshape(1, values.shape[1], even, *positions.shape[2:-1])]
+        if even < rows:
+            last = positions[:, even:]
+            parts.append(
+                functional.grid_sample(values, last, mode=mode, padding_mode=outside, align_corners=True)
+            )
+        return torch.cat(parts, 2)
     out = values.new_empty(1, values.shape[1], *positions.shape[1:-1])
     divided = out[:, :, :even].view(1, values.shape[1], threads, even // threads, *positions.shape[2:-1])
     divided.copy_(read.transpose(0, 1)[None])

@@ -36,6 +36,7 @@ class Stencil:
     def __init__(self, shape: Sequence[int], order: int = 2) -> None:
         if order not in COEFFICIENTS:
             raise SettingsError(f"Differences have order 2 or 4, not {order}.")
+        self.order = order
         self.weights = COEFFICIENTS[order]
         self.width = len(self.weights)
         self.shape = tuple(shape)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from DiffeoRegLib.space.grid import Grid, Matrix
+from DiffeoRegLib.volumes.regions import PlacedRegions
 from DiffeoRegLib.volumes.volume import Volume
 
 
@@ -49,6 +50,7 @@ class Pair:
     The grid's space is that of the fixed image, or lies half-way between both.
     fixed_labels, moving_labels: (1, 1, *grid.shape) integer guidance on the working grid, or None.
     fixed_points_vox, moving_points_vox: (1, d, n) guidance landmarks in voxels of the working grid, or None.
+    regions: where the moving image is how stiff, or None.
     notes: sentences for the report on what preparation did.
     """
 
@@ -64,12 +66,13 @@ class Pair:
     moving_points_vox: Tensor | None = None
     notes: list[str] = field(default_factory=list)
     fixed_from_grid: Matrix = field(default_factory=lambda: np.eye(4))
+    regions: PlacedRegions | None = None
 
     def to(self, device: torch.device | str) -> Pair:
         """The pair with all its tensors on another device."""
         moved: dict[str, Any] = {
             item.name: value.to(device)
             for item in dataclasses.fields(self)
-            if isinstance(value := getattr(self, item.name), Tensor)
+            if isinstance(value := getattr(self, item.name), (Tensor, PlacedRegions))
         }
         return dataclasses.replace(self, **moved)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from DiffeoRegLib.volumes.intensity import (
     resample_affine,
 )
 from DiffeoRegLib.volumes.pair import Correspondence, Masks, Pair
+from DiffeoRegLib.volumes.regions import Regions, place_regions
 from DiffeoRegLib.volumes.volume import Volume
 from DiffeoRegLib.volumes.working_grid import estimate_memory_bytes, fit_to_memory, working_grid
 
@@ -50,13 +52,17 @@ def prepare(
     settings: Settings,
     moving_from_fixed: Matrix,
     *,
+    regions: Regions | None = None,
     device: torch.device | str = "cpu",
     memory_limit_bytes: int | None = None,
+    memory_of: Callable[[Grid], int] | None = None,
     check: bool = True,
 ) -> Pair:
     """Two images as a method wants them: on one grid, in [0, 1], moving read through the initial alignment.
 
-    moving_from_fixed: RAS mm 4x4.  memory_limit_bytes: None = settings.memory_limit_gb, or no limit.
+    moving_from_fixed: RAS mm 4x4.  regions: how stiff the moving image is, where.
+    memory_limit_bytes: None = settings.memory_limit_gb, or no limit.
+    memory_of: what the method needs on a working grid, see `fit_to_memory`.
     check: False if `check_pair` has been called already.
     Raises InputError for unusable input, NoOverlapError, MemoryLimitError.
     """
@@ -68,12 +74,13 @@ def prepare(
     if memory_limit_bytes is None and settings.memory_limit_gb is not None:
         memory_limit_bytes = int(settings.memory_limit_gb * 1e9)
     if memory_limit_bytes is not None:
-        grid, memory_notes = fit_to_memory(grid, memory_limit_bytes, settings)
+        grid, memory_notes = fit_to_memory(grid, memory_limit_bytes, settings, memory_of)
         notes += memory_notes
     notes.append(_grid_note(fixed.grid, grid))
-    return read_pair(
+    pair = read_pair(
         fixed, moving, grid, np.eye(4), matrix, masks, guidance, settings, device=device, notes=notes
     )
+    return pair if regions is None else replace(pair, regions=place_regions(regions, grid, matrix, device))
 
 
 def read_pair(

@@ -36,6 +36,7 @@ __all__ = ["read_transform", "storage_bytes", "storage_grid", "write_transform"]
 ITK_TRANSFORMS = (".h5", ".hdf5", ".tfm", ".txt", ".mat")
 FIELD_IMAGES = (".nrrd", ".nhdr", ".mha", ".mhd")
 NIFTI_FIELDS = (".nii", ".nii.gz")
+WRITTEN_FIELDS = (".h5", ".hdf5", ".nrrd", ".mha", *NIFTI_FIELDS)
 WRITTEN = (*ITK_TRANSFORMS, ".nrrd", ".mha", *NIFTI_FIELDS)
 DISPVECT, VECTOR = 1006, 1007
 FLIP = np.array([-1.0, -1.0, 1.0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -125,17 +127,24 @@ def estimate_memory_bytes(grid: Grid, settings: Settings | None = None) -> int:
     return BASE_BYTES + per_voxel * grid.voxel_count
 
 
-def fit_to_memory(grid: Grid, limit_bytes: int, settings: Settings | None = None) -> tuple[Grid, list[str]]:
+def fit_to_memory(
+    grid: Grid,
+    limit_bytes: int,
+    settings: Settings | None = None,
+    memory_of: Callable[[Grid], int] | None = None,
+) -> tuple[Grid, list[str]]:
     """The grid, coarsened along its finest axes until the estimate fits the limit, and a sentence if it was.
 
+    memory_of: the estimate of a method with needs of its own, bytes; None = `estimate_memory_bytes`.
     Raises MemoryLimitError when even the coarsest sensible grid does not fit.
     """
-    needed = estimate_memory_bytes(grid, settings)
+    estimate = memory_of or (lambda grid: estimate_memory_bytes(grid, settings))
+    needed = estimate(grid)
     if needed <= limit_bytes:
         return grid, []
     longest = max(grid.extent_mm)
     target, coarser = min(grid.spacing), grid
-    while estimate_memory_bytes(coarser, settings) > limit_bytes:
+    while estimate(coarser) > limit_bytes:
         target *= 1.1
         if longest / target < COARSEST_VOXELS:
             raise MemoryLimitError(

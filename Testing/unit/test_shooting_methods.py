@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -11,15 +12,17 @@ from DiffeoRegLib.errors import Cancelled, SettingsError, ShapeError, UnknownNam
 from DiffeoRegLib.flows.exponential import exp
 from DiffeoRegLib.flows.momentum import MomentumMetric
 from DiffeoRegLib.flows.shooting import Plan, ShootingDiverged, shoot
-from DiffeoRegLib.methods.descent import ITERATIONS, Options, descend, stages
+from DiffeoRegLib.methods.descent import descend, stages
 from DiffeoRegLib.methods.geodesic import Geodesic
 from DiffeoRegLib.methods.lddmm import LDDMM, MomentumModel
 from DiffeoRegLib.methods.map_grid import Kernels, map_grid
-from DiffeoRegLib.methods.rdmm import RDMM, REGIONAL_KERNELS, JointModel, Regions
+from DiffeoRegLib.methods.options import REGIONAL_KERNELS, Options
+from DiffeoRegLib.methods.rdmm import RDMM, JointModel
 from DiffeoRegLib.methods.vector_momentum import StationaryModel, VectorMomentumVelocity
-from DiffeoRegLib.settings import Settings
+from DiffeoRegLib.settings import MOMENTUM_ITERATIONS, Settings
 from DiffeoRegLib.space.field import change_grid, compose, folded_percent
 from DiffeoRegLib.space.sample import warp
+from DiffeoRegLib.volumes.regions import PlacedRegions
 from Testing.scenes import pair_of, texture
 from Testing.shooting_cases import disc, lengths, push
 
@@ -30,6 +33,16 @@ SETTINGS = Settings(iterations=(20, 20, 8))
 
 def quiet(_):
     """No progress."""
+
+
+def solved(method, pair, settings):
+    """What a method finds."""
+    return method.refine(method.predict(pair, settings, quiet), pair, settings, quiet)
+
+
+def with_regions(pair, labels, stiffness, rest="rigid-like"):
+    """A pair whose moving image has regions."""
+    return dataclasses.replace(pair, regions=PlacedRegions(labels, stiffness, rest))
 
 
 class Truth:
@@ -65,14 +78,12 @@ def truth():
 
 @pytest.fixture(scope="module")
 def lddmm(truth):
-    method = LDDMM(Options(kernels=KERNELS, kinetic=1.0))
-    return method.refine(method.predict(truth.pair, SETTINGS, quiet), truth.pair, SETTINGS, quiet)
+    return solved(LDDMM(Options(kernels=KERNELS, kinetic=1.0)), truth.pair, SETTINGS).geodesics[0]
 
 
 @pytest.fixture(scope="module")
 def joint(truth):
-    method = RDMM(Options(kernels=KERNELS, kinetic=1.0, common=0.1))
-    return method.refine(method.predict(truth.pair, SETTINGS, quiet), truth.pair, SETTINGS, quiet)
+    return solved(RDMM(Options(kernels=KERNELS, kinetic=1.0, common=0.1)), truth.pair, SETTINGS).geodesics[0]
 
 
 @pytest.mark.parametrize("name", ["lddmm", "joint"])
@@ -128,7 +139,7 @@ def test_the_range_energy_holds_preweights_back(truth):
     settings, away = Settings(iterations=(12, 0, 0)), []
     for common in (0.0, 100.0):
         method = RDMM(Options(kernels=KERNELS, kinetic=1.0, common=common))
-        found = method.refine(method.predict(truth.pair, settings, quiet), truth.pair, settings, quiet)
+        (found,) = solved(method, truth.pair, settings).geodesics
         away.append(float((found.tensors[1].square()[:, 0] - 0.4).abs().max()))
     assert away[1] < away[0] / 5
 
@@ -153,11 +164,12 @@ def test_regions_keep_the_motion_where_it_is_allowed():
     pair, soft = _inner_motion()
     settings = Settings(iterations=(18, 8, 0), similarity="mse")
     spills, cores = [], []
-    for method in (
-        LDDMM(Options(kinetic=0.02)),
-        RDMM(Options(kernels=REGIONAL_KERNELS, kinetic=0.02), Regions(soft, {1: "soft"})),
+    regional = with_regions(pair, soft, {1: "soft"})
+    for method, given in (
+        (LDDMM(Options(kinetic=0.02)), pair),
+        (RDMM(Options(kernels=REGIONAL_KERNELS, kinetic=0.02)), regional),
     ):
-        found = method.refine(method.predict(pair, settings, quiet), pair, settings, quiet)
+        (found,) = solved(method, given, settings).geodesics
         inverse, forward = found.maps(pair.grid)
         moved = warp((pair.moving > 0.45).float(), inverse) > 0.5
         core = pair.fixed > 0.45
@@ -178,7 +190,7 @@ def test_regions_may_be_more_than_kernels_and_need_not_cover():
     labels[..., :20, :20], labels[..., -20:, :20], labels[..., :20, -20:] = 7, 8, 9
     labels[..., -20:, -20:] = 11
     names = {1: "soft", 7: "normal", 8: "stiff", 9: "rigid-like", 11: (0.0, 1.0, 1.0, 0.0), 99: "soft"}
-    found = RDMM(regions=Regions(labels, names, "stiff")).predict(pair, Settings(), quiet)
+    (found,) = RDMM().predict(with_regions(pair, labels, names, "stiff"), Settings(), quiet).geodesics
     h = found.tensors[1]
     assert torch.allclose(h.square().sum(1), torch.ones(()), atol=1e-5)
     where = {
@@ -187,14 +199,15 @@ def test_regions_may_be_more_than_kernels_and_need_not_cover():
     }
     assert torch.allclose(where["11"], torch.tensor([0.0, 0.5, 0.5, 0.0]), atol=0.02)
     assert torch.allclose(where["rest"], torch.tensor([0.0, 0.05, 0.15, 0.8]), atol=0.02)
-    assert "is stiff. Nowhere in the map: 99." in found.notes[0]
+    assert "is stiff. Nowhere on the working grid: 99." in found.notes[0]
 
 
 def test_preweights_sum_to_one_on_a_coarser_map_too():
     blank = torch.zeros(1, 1, 160, 160)
     labels = torch.zeros(1, 1, 160, 160, dtype=torch.int64)
     labels[..., 40:90, 31:77] = 1
-    found = RDMM(regions=Regions(labels, {1: "soft"})).predict(pair_of(blank, blank), Settings(), quiet)
+    pair = with_regions(pair_of(blank, blank), labels, {1: "soft"})
+    (found,) = RDMM().predict(pair, Settings(), quiet).geodesics
     h = found.tensors[1]
     assert h.shape[2:] == (80, 80)
     assert torch.allclose(h.square().sum(1), torch.ones(()), atol=1e-6)
@@ -206,8 +219,8 @@ def test_a_long_way_takes_more_time_steps():
     pair, settings = pair_of(*discs), Settings(iterations=(40, 15, 0), similarity="mse")
     method = LDDMM(Options(kernels=Kernels((0.08, 0.2), (0.3, 0.7)), kinetic=1.0))
     start = method.predict(pair, settings, quiet)
-    found = method.refine(start, pair, settings, quiet)
-    assert start.steps == 5
+    (found,) = method.refine(start, pair, settings, quiet).geodesics
+    assert start.geodesics[0].steps == 5
     assert found.steps > 5
     inverse, _ = found.maps(pair.grid)
     moved, there = warp(discs[1], inverse) > 0.5, discs[0] > 0.5
@@ -218,14 +231,14 @@ def test_a_long_way_takes_more_time_steps():
 def test_bad_regions_are_refused():
     pair, soft = _inner_motion()
     with pytest.raises(UnknownNameError, match="rigid-like"):
-        RDMM(regions=Regions(soft, {1: "rigid"})).predict(pair, Settings(), quiet)
+        RDMM().predict(with_regions(pair, soft, {1: "rigid"}), Settings(), quiet)
     with pytest.raises(ShapeError):
-        RDMM(regions=Regions(soft[..., :-1], {1: "soft"})).predict(pair, Settings(), quiet)
+        RDMM().predict(with_regions(pair, soft[..., :-1], {1: "soft"}), Settings(), quiet)
     for row in ((0.0, 0.0, 0.0, 0.0), (1.0, 1.0), (-1.0, 1.0, 1.0, 1.0)):
         with pytest.raises(SettingsError):
-            RDMM(regions=Regions(soft, {1: row})).predict(pair, Settings(), quiet)
+            RDMM().predict(with_regions(pair, soft, {1: row}), Settings(), quiet)
     with pytest.raises(SettingsError):  # names stand for four kernels
-        RDMM(Options(), Regions(soft, {1: "soft"})).predict(pair, Settings(), quiet)
+        RDMM(Options()).predict(with_regions(pair, soft, {1: "soft"}), Settings(), quiet)
 
 
 def test_no_iterations_change_nothing(truth):
@@ -233,7 +246,7 @@ def test_no_iterations_change_nothing(truth):
     for method in (LDDMM(), RDMM(), VectorMomentumVelocity()):
         start = method.predict(truth.pair, still, quiet)
         found = method.refine(start, truth.pair, still, quiet)
-        before, after = (g.tensors if isinstance(g, Geodesic) else (g.velocity_vox,) for g in (start, found))
+        before, after = (m.geodesics[0].tensors if m.geodesics else (m.velocity_vox,) for m in (start, found))
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(before, after, strict=True))
         assert float(after[0].abs().max()) == 0
 
@@ -260,7 +273,7 @@ def test_progress_rises_and_cancelling_passes_on(truth):
 def test_levels_follow_the_settings(truth):
     pair = truth.pair
     assert [(s.level_mm, s.iterations) for s in stages(Settings(), pair)] == [
-        *zip((4, 2, 1), ITERATIONS["balanced"], strict=True)
+        *zip((4, 2, 1), MOMENTUM_ITERATIONS["balanced"], strict=True)
     ]
     own = Settings(levels_mm=(1.0, 6.0), iterations=(2, 9))
     assert [(s.level_mm, s.iterations) for s in stages(own, pair)] == [(6.0, 9), (1.0, 2)]
@@ -273,7 +286,9 @@ def test_regularity_makes_the_motion_smaller(truth):
     method = LDDMM(Options(kernels=KERNELS, kinetic=50.0))
     start = method.predict(truth.pair, settings, quiet)
     sizes = [
-        float(method.refine(start, truth.pair, settings.with_changes(regularity=r), quiet).path.energies()[0])
+        method.refine(start, truth.pair, settings.with_changes(regularity=r), quiet)
+        .geodesics[0]
+        .path.energies()[0]
         for r in (1.0, 10.0)
     ]
     assert sizes[1] < 0.8 * sizes[0]
@@ -342,14 +357,15 @@ def test_volumes_of_unequal_sides_and_spacings(kind):
     body = disc(shape, (0.5, 0.5, 0.5), 0.34, 0.02, torch.float32) * (0.3 + 0.7 * texture(shape, sigma=3.0))
     pair = pair_of(torch.roll(body, (1, -2), (2, 3)), body, spacing)
     labels = torch.ones_like(body, dtype=torch.int64)
-    options = Options(kernels=Kernels((6.0, 9.0), (0.5, 0.5), 6.0, "mm"), kinetic=0.05)
+    options = Options(kernels=Kernels((6.0, 9.0), (0.5, 0.5), 6.0, "mm"), kinetic=3e-5)
     method = {
         "lddmm": LDDMM(options),
         "joint": RDMM(options),
-        "regions": RDMM(options, Regions(labels, {1: (0.5, 0.5)}, (0.5, 0.5))),
+        "regions": RDMM(options),
     }[kind]
-    settings = Settings(iterations=(5, 8, 12), similarity="mse")
-    found = method.refine(method.predict(pair, settings, quiet), pair, settings, quiet)
+    if kind == "regions":
+        pair = with_regions(pair, labels, {1: (0.5, 0.5)}, (0.5, 0.5))
+    (found,) = solved(method, pair, Settings(iterations=(5, 8, 12), similarity="mse")).geodesics
     inverse, forward = found.maps(pair.grid)
     assert inverse.shape == forward.shape == (1, 3, *shape)
     inside = pair.fixed[0, 0] > 0.4

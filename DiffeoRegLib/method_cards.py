@@ -1,0 +1,136 @@
+"""The cards of all methods; those of trained models are in Models.json. No torch."""
+
+from __future__ import annotations
+
+from DiffeoRegLib.cards import Card
+
+AFFINE_NETWORK = "affine-network"
+"""The method whose models also start others: Settings.init = network:MODEL."""
+
+_RDMM_PAPER = (
+    "Shen Z, Vialard FX, Niethammer M. Region-specific diffeomorphic metric mapping. NeurIPS 2019;32."
+)
+_LDDMM_PAPER = (
+    "Vialard FX, Risser L, Rueckert D, Cotter CJ. Diffeomorphic 3D image registration via geodesic shooting "
+    "using an efficient adjoint calculation. Int J Comput Vis 2012;97:229-241."
+)
+METHOD_CARDS = (
+    Card(
+        name="affine",
+        title="Rigid and affine alignment",
+        use="Only rotation, translation, scale and shear; also the start of every other method.",
+        citation="Multi-start rigid and affine registration on a resolution pyramid (DiffeoReg).",
+        time_steps=False,
+        refinable=False,
+        deformable=False,
+    ),
+    Card(
+        name="svf",
+        title="Stationary velocity field (instance optimisation)",
+        use="Any pair, no training: symmetric, diffeomorphic, exact inverse.",
+        citation=(
+            "Arsigny V, Commowick O, Pennec X, Ayache N. A log-Euclidean framework for statistics on "
+            "diffeomorphisms. MICCAI 2006; Avants BB et al. Symmetric diffeomorphic image registration "
+            "with cross-correlation. Med Image Anal 2008;12:26-41."
+        ),
+        symmetric=True,
+    ),
+    Card(
+        name="vsvf",
+        title="Stationary velocity by its momentum (vSVF)",
+        use="Like svf, but smooth by a kernel; the quick relative of LDDMM and RDMM.",
+        citation=(
+            "Shen Z, Han X, Xu Z, Niethammer M. Networks for joint affine and non-parametric image "
+            "registration. CVPR 2019:4224-4233."
+        ),
+        kernels=True,
+    ),
+    Card(
+        name="lddmm",
+        title="Geodesic shooting (LDDMM)",
+        use="Geodesics of one kernel for the whole image: motion at any time between, kept as a momentum.",
+        citation=_LDDMM_PAPER,
+        kernels=True,
+        geodesic=True,
+    ),
+    Card(
+        name="rdmm",
+        title="Geodesics with a regulariser found on the way (RDMM)",
+        use="How stiff each place is comes out together with the motion, and moves with the image.",
+        citation=_RDMM_PAPER,
+        kernels=True,
+        geodesic=True,
+    ),
+    Card(
+        name="rdmm-regions",
+        title="Geodesics with a stiffness per region (RDMM)",
+        use="You say which part of the moving image is soft and which is stiff, by a segmentation.",
+        citation=_RDMM_PAPER,
+        method="rdmm",
+        needs_region_labels=True,
+        kernels=True,
+        geodesic=True,
+    ),
+    Card(
+        name="sitreg",
+        title="SITReg with weights of your own",
+        use="Your own network, trained (diffeoreg train) or imported: both directions, exactly symmetric.",
+        citation=(
+            "Honkamaa J, Marttinen P. SITReg: Multi-resolution architecture for symmetric, inverse "
+            "consistent, and topology preserving image registration. MELBA 2024;2:2148-2194."
+        ),
+        symmetric=True,
+        halfway=True,
+        own_weights=True,
+    ),
+    Card(
+        name="voxelmorph",
+        title="VoxelMorph-diff with weights of your own",
+        use="A network that you trained (diffeoreg train), from fixed to moving: for comparison with SITReg.",
+        citation=(
+            "Dalca AV, Balakrishnan G, Guttag J, Sabuncu MR. Unsupervised learning of probabilistic "
+            "diffeomorphic registration for images and surfaces. Med Image Anal 2019;57:226-236."
+        ),
+        own_weights=True,
+        network="voxelmorph-diff",
+    ),
+    Card(
+        name="vsvf-network",
+        title="vSVF network with weights of your own",
+        use="Stationary velocities by a network that you trained (diffeoreg train), smooth by a kernel.",
+        citation=(
+            "Shen Z, Han X, Xu Z, Niethammer M. Networks for joint affine and non-parametric image "
+            "registration. CVPR 2019:4224-4233."
+        ),
+        own_weights=True,
+    ),
+    Card(
+        name="lddmm-network",
+        title="LDDMM network with weights of your own",
+        use="Geodesics by a network that you trained (diffeoreg train): a momentum at once.",
+        citation=_RDMM_PAPER,
+        own_weights=True,
+        geodesic=True,
+    ),
+    Card(
+        name="rdmm-network",
+        title="RDMM network with weights of your own",
+        use="Your own network (diffeoreg train) says how everything moves and how stiff each place is.",
+        citation=_RDMM_PAPER,
+        own_weights=True,
+        geodesic=True,
+    ),
+    Card(
+        name="affine-network",
+        title="Affine network with weights of your own",
+        use="Rotation, shift, scale and shear by your own network (diffeoreg train), then by a search.",
+        citation=(
+            "Shen Z, Han X, Xu Z, Niethammer M. Networks for joint affine and non-parametric image "
+            "registration. CVPR 2019:4224-4233."
+        ),
+        time_steps=False,
+        refinable=False,
+        deformable=False,
+        own_weights=True,
+    ),
+)

@@ -1,0 +1,51 @@
+"""From what a method found to a map and its inverse, and on to transforms in patient space."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from DiffeoRegLib.flows.halfway import join
+from DiffeoRegLib.flows.integrate import Flow, integrate
+from DiffeoRegLib.methods.base import Motion
+from DiffeoRegLib.methods.geodesic import finished
+from DiffeoRegLib.settings import Settings
+from DiffeoRegLib.space.field import u_mm_from_vox
+from DiffeoRegLib.space.grid import Grid
+from DiffeoRegLib.space.transform import AffineTransform, CompositeTransform, DisplacementTransform, Transform
+from DiffeoRegLib.volumes.halfway import Halves
+
+
+def finish(motion: Motion, working: Grid, cover: Grid, settings: Settings) -> tuple[Flow, Motion]:
+    """The map of a motion and its inverse over the view of `cover`, and the motion as it became, on the CPU.
+
+    working: the grid the images were compared on.  A moving half-way grid needs no cover.
+    """
+    steps, taper_mm = settings.steps, settings.taper_mm
+    if motion.geodesics:
+        geodesics = [geodesic.to("cpu") for geodesic in motion.geodesics]
+        flow = finished(geodesics, working, cover, taper_mm)
+        return replace(flow, steps=sum(one.steps for one in geodesics)), Motion.of(*geodesics)
+    if motion.halves is None:
+        flow = integrate(motion.velocity_vox.cpu(), motion.grid, cover, steps, taper_mm)
+    else:
+        halves = motion.halves[0].cpu(), motion.halves[1].cpu()
+        flow = join(motion.velocity_vox.cpu(), halves, motion.grid, steps, taper_mm)
+    return flow, Motion(flow.velocity_vox, flow.grid, flow.halves)
+
+
+def to_patient(
+    flow: Flow | None, initial: Transform, halves: Halves | None = None
+) -> tuple[Transform, Transform]:
+    """Flow and initial alignment as one transform and its inverse, RAS mm; no flow: the latter alone.
+
+    halves: of the alignment, around a flow in half-way space.
+    """
+    if flow is None:
+        return initial, initial.inverse()
+    forward = DisplacementTransform(flow.grid, u_mm_from_vox(flow.forward_vox, flow.grid))
+    backward = DisplacementTransform(flow.grid, u_mm_from_vox(flow.inverse_vox, flow.grid))
+    if halves is None:
+        return CompositeTransform((forward, initial)), CompositeTransform((initial.inverse(), backward))
+    ways = (halves.grid_from_fixed, halves.moving_from_grid, halves.grid_from_moving, halves.fixed_from_grid)
+    start, end, back_start, back_end = (AffineTransform(way) for way in ways)
+    return CompositeTransform((start, forward, end)), CompositeTransform((back_start, backward, back_end))
