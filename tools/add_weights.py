@@ -26,7 +26,7 @@ RESOURCES = Path(__file__).resolve().parents[1] / "DiffeoRegLib" / "Resources"
 """Of the checkout this file lies in, whichever DiffeoReg is installed."""
 MODELS, WEIGHTS = RESOURCES / "Models.json", RESOURCES / "Weights"
 MOST_BYTES = 16_000_000
-PERMISSIVE = ("Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC-BY-4.0", "CC0-1.0", "MIT")
+PERMISSIVE = ("Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC-BY-4.0", "CC-BY-SA-4.0", "CC0-1.0", "MIT")
 """Licences that let anyone use a file for anything, as the SPDX list names them."""
 WORDS = ("version", "title", "use", "paper", "modality", "anatomy")
 MEASURED = {"seconds": float, "memory_mb": float, "voxels": int, "cores": int, "machine": str}
