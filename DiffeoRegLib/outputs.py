@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from DiffeoRegLib.errors import OutputError, OutputExistsError
+from DiffeoRegLib.geodesic_files import SavedGeodesics, write_geodesics
 from DiffeoRegLib.report.measure import json_safe
 from DiffeoRegLib.report.page import html_page
 from DiffeoRegLib.report.pictures import Scene, draw
@@ -37,6 +38,9 @@ NAMES = {
     "inverse": "inverse.h5",
     "moved": "moved.nii.gz",
     "moved_seg": "moved_seg.nii.gz",
+    "geodesic": "geodesic.safetensors",
+    "sigma_moving": "sigma_moving.nii.gz",
+    "sigma_fixed": "sigma_fixed.nii.gz",
     "report": "report.json",
     "page": "report.html",
 }
@@ -68,6 +72,10 @@ class Registered(Protocol):
         """The alignment the deformation started from."""
 
     @property
+    def sigma(self) -> tuple[Volume, Volume] | None:
+        """The width of the regulariser on the moving and on the fixed grid, mm."""
+
+    @property
     def report(self) -> dict[str, Any]:
         """The numbers, see report/measure.py."""
 
@@ -94,7 +102,7 @@ def check_output_folder(folder: Path, *, overwrite: bool = False) -> None:
             f"'{folder}' already holds {', '.join(present)}. "
             "Choose another folder, or allow overwriting (--overwrite)."
         )
-    with _staging(folder):
+    with staging(folder):
         pass  # a temporary folder could be made and removed: the place is writable
 
 
@@ -106,12 +114,14 @@ def write_results(
     moving: Volume,
     moved_labels: Volume | None = None,
     evaluation: Correspondence | None = None,
+    geodesic: SavedGeodesics | None = None,
     overwrite: bool = False,
     html: bool = True,
     check: bool = True,
 ) -> Written:
-    """Write transform, inverse, moved image, moved labels if given, and the report; all or nothing.
+    """Write transform, inverse, moved image, the report, and what else there is; all or nothing.
 
+    That is moved labels, the geodesic of the run, and the width of its regulariser.
     check: read both transforms back and compare them.  Older results of the same names are replaced, and
     those this run has no counterpart for are removed, when `overwrite` is set.
     Raises OutputExistsError and OutputError; no partial file is left in any case.
@@ -119,15 +129,21 @@ def write_results(
     check_output_folder(folder, overwrite=overwrite)
     started = time.perf_counter()
     transforms = {"transform": stored_form(result.transform), "inverse": stored_form(result.inverse)}
-    with _staging(folder) as stage:
-        _check_space(stage, [*transforms.values()], [result.moved, moved_labels])
+    with staging(folder) as stage:
+        _check_space(stage, [*transforms.values()], [result.moved, moved_labels, *(result.sigma or ())])
         for kind, transform in transforms.items():
             write_transform(transform, stage / NAMES[kind], displacement_grid=fixed.grid)
         write_volume(result.moved, stage / NAMES["moved"])
         if moved_labels is not None:
             write_volume(moved_labels, stage / NAMES["moved_seg"])
+        if geodesic is not None:
+            write_geodesics(stage / NAMES["geodesic"], geodesic)
+        for kind, sigma in zip(("sigma_moving", "sigma_fixed"), result.sigma or (), strict=False):
+            write_volume(sigma, stage / NAMES[kind])
         report = dict(result.report)
         report["transform"] = _stored_facts(stage, transforms, result, fixed, moving, check)
+        if geodesic is not None:
+            report["transform"]["geodesic_mb"] = (stage / NAMES["geodesic"]).stat().st_size / MEGABYTE
         scene = _scene(result, fixed, moving, evaluation)
         gallery = draw(scene) if html else None
         report["seconds"] = {**report.get("seconds", {}), "writing": time.perf_counter() - started}
@@ -227,7 +243,7 @@ def _check_space(stage: Path, transforms: list[Transform], volumes: list[Volume 
 
 
 @contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
+def staging(folder: Path) -> Iterator[Path]:
     """A temporary folder inside `folder`, or beside where it will be; removed whatever happens."""
     home = folder
     while not home.is_dir():
@@ -249,7 +265,7 @@ def _staging(folder: Path) -> Iterator[Path]:
 
 def _move_into_place(stage: Path, folder: Path) -> None:
     """Make the finished files visible, and drop older results this run has none of."""
-    with _undisturbed():
+    with undisturbed():
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
             stage.rename(folder)
@@ -262,7 +278,7 @@ def _move_into_place(stage: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Hold back Ctrl-C and a polite kill for the instant in which files change places."""
     if threading.current_thread() is not threading.main_thread():
         yield

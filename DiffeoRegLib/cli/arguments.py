@@ -8,6 +8,13 @@ from typing import Any, NoReturn
 
 from DiffeoRegLib import __version__
 from DiffeoRegLib.catalog import CARDS
+from DiffeoRegLib.cli.geodesic_arguments import (
+    SHOOT,
+    SHOOT_EXAMPLES,
+    kernel_flags,
+    region_flags,
+    shoot_flags,
+)
 from DiffeoRegLib.cli.training_arguments import (
     IMPORT,
     IMPORT_EXAMPLES,
@@ -18,7 +25,7 @@ from DiffeoRegLib.cli.training_arguments import (
     train_flags,
 )
 from DiffeoRegLib.errors import SettingsError
-from DiffeoRegLib.settings import EFFORTS, INITS, INTERPOLATIONS, PRESETS, SIMILARITIES
+from DiffeoRegLib.settings import EFFORTS, INIT_NETWORK, INITS, INTERPOLATIONS, PRESETS, SIMILARITIES
 
 INTRODUCTION = """\
 Diffeomorphic registration of medical images: a transform with a true inverse, in
@@ -29,6 +36,8 @@ examples:
       bring `moving` onto `fixed`; everything found is written to out/
   diffeoreg register t1.nii.gz ct.nrrd -o out/ --preset multimodal --effort accurate
   diffeoreg apply out/transform.h5 labels.nii.gz --like fixed.nii.gz -o moved.nii.gz --labels
+  diffeoreg shoot out/geodesic.safetensors -o half.h5 --time 0.5
+      half of the way, after a run of lddmm or rdmm
   diffeoreg evaluate --transform out/transform.h5 --fixed-seg a.nii.gz --moving-seg b.nii.gz
   diffeoreg evaluate --pairs pairs.csv --method svf -o scores/
       what a method is worth on many pairs, one row each
@@ -44,6 +53,8 @@ Find the transform that brings MOVING onto FIXED and write to OUT:
   transform.h5   fixed point -> moving point (what resamples the moving image), ITK format
   inverse.h5     moving point -> fixed point
   moved.nii.gz   the moving image on the fixed grid; moved_seg.nii.gz with --moving-seg
+  geodesic.safetensors, sigma_moving.nii.gz, sigma_fixed.nii.gz   with lddmm and rdmm: what
+                 `diffeoreg shoot` reads; how wide the regulariser is, mm, at both ends of the way
   report.json    every number; report.html the same as a page with pictures
 
 Volumes: NIfTI, NRRD, MetaImage, a folder with one DICOM series, PNG and other 2D images.
@@ -55,6 +66,9 @@ examples:
       --fixed-mask lung_in.nii.gz --moving-mask lung_ex.nii.gz
   diffeoreg register a.nii.gz b.nii.gz -o out/ --moving-mask tumour.nii.gz --exclude-moving-mask
       ignore what lies in the tumour mask
+  diffeoreg register a.nii.gz b.nii.gz -o out/ --method rdmm-regions --regions b_parts.nii.gz \\
+      --stiffness 3=soft --stiffness 4=0.1,0.4,0.5,0
+      label 3 of the moving image bends easily, 4 as its shares of the kernels say, the rest hardly
   diffeoreg register a.nii.gz b.nii.gz -o out/ --fixed-seg a_seg.nii.gz --moving-seg b_seg.nii.gz
       the labels are moved along and compared afterwards; they do not guide
   diffeoreg register a.nii.gz b.nii.gz -o out/ --init rigid.tfm
@@ -83,6 +97,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     _register(commands)
     _apply(commands)
+    summary = "transforms from the geodesic of a run, at any time"
+    shoot_flags(_command(commands, "shoot", summary, SHOOT, SHOOT_EXAMPLES), _numbers)
     _evaluate(commands)
     train_flags(_command(commands, "train", "train a network", TRAIN, TRAIN_EXAMPLES))
     summary = "use weights that the authors of SITReg published"
@@ -123,7 +139,9 @@ def _register(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace results that exist in OUT")
     _what_to_do(parser.add_argument_group("what to do"))
     _extra_inputs(parser.add_argument_group("masks, segmentations, landmarks"))
+    region_flags(parser.add_argument_group("regions of the moving image, each with its stiffness"))
     _details(parser.add_argument_group("details (defaults come from preset and effort)"))
+    kernel_flags(parser.add_argument_group("regulariser of vsvf, lddmm and rdmm"), _numbers)
     machine = parser.add_argument_group("machine and output")
     _resources(machine)
     _checks(machine)
@@ -148,7 +166,7 @@ def _what_to_do(group: argparse._ArgumentGroup) -> None:
         "--init",
         default="auto",
         metavar="INIT",
-        help=f"first alignment: {', '.join(INITS)}, or a transform file",
+        help=f"first alignment: {', '.join(INITS)}, {INIT_NETWORK}MODEL, or a transform file",
     )
     group.add_argument(
         "--steps",
@@ -313,6 +331,7 @@ def _evaluate(commands: argparse._SubParsersAction[Parser]) -> None:
     pairs_flags(parser.add_argument_group("a method over many pairs"))
     _what_to_do(parser.add_argument_group("with --pairs: what to do"))
     _details(parser.add_argument_group("with --pairs: details (defaults come from preset and effort)"))
+    kernel_flags(parser.add_argument_group("with --pairs: regulariser of vsvf, lddmm and rdmm"), _numbers)
     _resources(parser.add_argument_group("with --pairs: machine"))
 
 

@@ -16,7 +16,9 @@ def method_lines(cards: Iterable[Card]) -> list[str]:
     plain = [card for card in known if not card.weights]
     models = [card for card in known if card.weights]
     lines = ["methods (--method)"]
-    lines += [f"  {card.name:12}  {card.title}\n  {'':12}  {card.use}" for card in plain]
+    width = max((len(card.name) for card in plain), default=0)
+    for card in plain:
+        lines += [f"  {card.name:{width}}  {card.title}", f"  {'':{width}}  {card.use}"]
     if models:
         lines += ["", "trained models (--method)"]
         lines += [line for card in models for line in model_lines(card)]

@@ -16,20 +16,23 @@ from DiffeoRegLib.cli.evaluate_pairs import evaluate_pairs
 from DiffeoRegLib.cli.import_weights import import_weights
 from DiffeoRegLib.cli.inputs import (
     check_flags,
+    check_target,
     guidance_and_evaluation,
     read_masks,
+    read_regions,
     read_segmentation,
     settings_from,
 )
+from DiffeoRegLib.cli.shoot import shoot
 from DiffeoRegLib.cli.train import train
 from DiffeoRegLib.device import choose_device, memory_bytes, set_threads
 from DiffeoRegLib.errors import (
     FileFormatError,
     OutputError,
-    OutputExistsError,
     SettingsError,
     UnknownNameError,
 )
+from DiffeoRegLib.geodesic_files import require_safetensors, saved_geodesics
 from DiffeoRegLib.methods.base import Progress
 from DiffeoRegLib.outputs import check_output_folder, size_before_run_mb, write_results
 from DiffeoRegLib.report.text import summary
@@ -43,6 +46,7 @@ from DiffeoRegLib.volumes.volume import Volume
 
 POINT_FILES = (".fcsv", ".csv", ".tsv", ".txt", ".json", ".pts", ".vtk")
 READING_ENDS, WRITING_STARTS = 0.02, 0.95  # shares of the whole progress
+NOT_KEPT = "The geodesic is not written: the run started from a non-linear transform, which it does not hold."
 MODES: dict[str, Mode] = {"linear": "linear", "cubic": "cubic"}
 
 
@@ -50,6 +54,8 @@ def register(arguments: argparse.Namespace, console: Console) -> None:
     """`diffeoreg register`: read, register, write everything or nothing."""
     settings, initial_file = settings_from(arguments)
     check_flags(arguments)
+    if catalog.card(settings.method).geodesic:
+        require_safetensors(OutputError)
     folder = Path(arguments.output)
     check_output_folder(folder, overwrite=arguments.overwrite)
     set_threads(settings.threads)
@@ -58,6 +64,7 @@ def register(arguments: argparse.Namespace, console: Console) -> None:
     fixed, moving = read_volume(arguments.fixed), read_volume(arguments.moving)
     masks, segmentation = read_masks(arguments), read_segmentation(arguments, moving)
     guidance, evaluation = guidance_and_evaluation(arguments, fixed.grid, moving.grid)
+    regions = read_regions(arguments)
     initial = read_transform(initial_file) if initial_file else None
     console.log(f"The transforms will take at most {size_before_run_mb(fixed.grid):.0f} MB on disk.")
     reading_seconds = time.perf_counter() - started
@@ -68,8 +75,12 @@ def register(arguments: argparse.Namespace, console: Console) -> None:
 
     result = pipeline.register(
         fixed, moving, settings,
-        initial=initial, masks=masks, guidance=guidance, evaluation=evaluation, progress=progress,
+        initial=initial, masks=masks, guidance=guidance, evaluation=evaluation, regions=regions,
+        progress=progress,
     )  # fmt: skip
+    geodesic = saved_geodesics(result, fixed.grid, settings.taper_mm)
+    if geodesic is None and result.motion is not None and result.motion.geodesics:
+        result.report["notes"] = [*result.report.get("notes", []), NOT_KEPT]
     for note in result.report.get("notes", []):
         console.log(note)
     console.progress("writing", WRITING_STARTS, "writing the results")
@@ -79,7 +90,8 @@ def register(arguments: argparse.Namespace, console: Console) -> None:
         moved_labels = warp_labels(segmentation, result.transform, fixed.grid, smooth=arguments.smooth_labels)
     written = write_results(
         folder, result, fixed=fixed, moving=moving, moved_labels=moved_labels, evaluation=evaluation,
-        overwrite=arguments.overwrite, html=not arguments.no_html, check=not arguments.no_check,
+        geodesic=geodesic, overwrite=arguments.overwrite, html=not arguments.no_html,
+        check=not arguments.no_check,
     )  # fmt: skip
     console.progress("writing", 1.0, "done")
     files = {name: str(path) for name, path in written.files.items()}
@@ -91,7 +103,7 @@ def register(arguments: argparse.Namespace, console: Console) -> None:
 def apply(arguments: argparse.Namespace, console: Console) -> None:
     """`diffeoreg apply`: one volume, label map or point list through a transform."""
     target = Path(arguments.output)
-    _check_target(target, arguments.overwrite)
+    check_target(target, overwrite=arguments.overwrite)
     if arguments.interpolation not in MODES:
         raise UnknownNameError("interpolation", arguments.interpolation, INTERPOLATIONS)
     if not Path(arguments.moving).exists():
@@ -106,17 +118,6 @@ def apply(arguments: argparse.Namespace, console: Console) -> None:
         write_volume(moved, target, overwrite=arguments.overwrite)
         what = " x ".join(str(n) for n in moved.grid.shape[::-1]) + " voxels"
     console.result(f"Written to {target}: {what}", {"command": "apply", "files": {"output": str(target)}})
-
-
-def _check_target(target: Path, overwrite: bool) -> None:
-    if target.exists() and not overwrite:
-        raise OutputExistsError(
-            f"'{target}' exists already. Choose another name, or allow overwriting (--overwrite)."
-        )
-    if not target.parent.is_dir():
-        raise OutputError(
-            f"There is no folder '{target.parent}' to write '{target.name}' into. Create it first."
-        )
 
 
 def _apply_to_points(arguments: argparse.Namespace, target: Path) -> int:
@@ -179,6 +180,7 @@ def device(arguments: argparse.Namespace, console: Console) -> None:
 COMMANDS: dict[str, Callable[[argparse.Namespace, Console], None]] = {
     "register": register,
     "apply": apply,
+    "shoot": shoot,
     "evaluate": lambda flags, console: (evaluate_pairs if flags.pairs else evaluate)(flags, console),
     "train": train,
     "import-weights": import_weights,

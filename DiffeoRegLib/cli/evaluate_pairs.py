@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from DiffeoRegLib import pipeline
+from DiffeoRegLib.catalog import card
 from DiffeoRegLib.cli.console import Console, table
 from DiffeoRegLib.cli.inputs import settings_from
 from DiffeoRegLib.device import set_threads
@@ -98,6 +99,8 @@ def evaluate_pairs(arguments: argparse.Namespace, console: Console) -> None:
     settings, initial = settings_from(arguments)
     if initial is not None:
         raise SettingsError("With --pairs, --init takes a kind of alignment: one file cannot fit all pairs.")
+    if card(settings.method).needs_region_labels:
+        raise SettingsError(f"A table of pairs names no regions, which '{settings.method}' needs.")
     if arguments.output is None:
         raise SettingsError("--pairs needs a folder for its results: -o OUT.")
     folder = Path(arguments.output)

@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from DiffeoRegLib import catalog
-from DiffeoRegLib.errors import InputError, SettingsError
+from DiffeoRegLib.errors import InputError, OutputError, OutputExistsError, SettingsError
 from DiffeoRegLib.networks.weights import check_weights
-from DiffeoRegLib.settings import INITS, Settings
+from DiffeoRegLib.settings import INIT_NETWORK, INITS, Settings
 from DiffeoRegLib.space.grid import Grid, Matrix
 from DiffeoRegLib.volumes.files import read_points, read_volume
 from DiffeoRegLib.volumes.pair import Correspondence, Masks
+from DiffeoRegLib.volumes.regions import Regions
 from DiffeoRegLib.volumes.volume import Volume
 
 SAME_NAME = (
     "method", "preset", "effort", "similarity", "steps", "iterations", "dense_iterations", "regularity",
     "working_spacing_mm", "padding_mm",
     "taper_mm", "interpolation", "device", "threads", "memory_limit_gb", "seed", "weights",
+    "kernel_sigmas", "kernel_weights", "kernel_units", "preweight_sigma", "kinetic", "integrator",
 )  # fmt: skip
 
 
@@ -29,7 +31,7 @@ def settings_from(arguments: argparse.Namespace) -> tuple[Settings, str | None]:
     """
     card = catalog.card(arguments.method)
     init, initial_file = arguments.init, None
-    if init not in INITS:
+    if init not in INITS and not init.startswith(INIT_NETWORK):
         if not Path(init).is_file():
             known = ", ".join(INITS)
             raise InputError(f"There is no initial alignment and no transform file '{init}'. Known: {known}.")
@@ -67,9 +69,49 @@ def check_flags(arguments: argparse.Namespace) -> None:
     if arguments.guide_with_landmarks and landmark_files(arguments) is None:
         raise SettingsError("--guide-with-landmarks needs --landmarks FIXED MOVING.")
     landmark_files(arguments)
+    _check_region_flags(arguments)
     if arguments.levels and arguments.iterations and len(arguments.levels) != len(arguments.iterations):
         raise SettingsError(
             f"--levels names {len(arguments.levels)} levels but --iterations {len(arguments.iterations)}."
+        )
+
+
+def read_regions(arguments: argparse.Namespace) -> Regions | None:
+    """The regions of --regions with their stiffness, or None; see `check_flags`."""
+    if arguments.regions is None:
+        return None
+    rest = {} if arguments.rest is None else {"rest": arguments.rest}
+    return Regions(read_volume(arguments.regions, labels=True), dict(arguments.stiffness), **rest)
+
+
+def _check_region_flags(arguments: argparse.Namespace) -> None:
+    labels = [label for label, _ in arguments.stiffness]
+    twice = [label for label in labels if labels.count(label) > 1]
+    if twice:
+        raise SettingsError(f"--stiffness is given twice for the label {twice[0]}.")
+    if arguments.regions is None and (labels or arguments.rest is not None):
+        raise SettingsError(
+            "--stiffness and --rest speak of the label map of --regions FILE, which is missing."
+        )
+    needs = catalog.card(arguments.method).needs_region_labels
+    if arguments.regions is not None and not needs:
+        raise SettingsError(f"The method '{arguments.method}' makes no use of --regions.")
+    if needs and not (arguments.regions is not None and labels):
+        raise SettingsError(
+            f"The method '{arguments.method}' needs --regions FILE and --stiffness LABEL=STIFFNESS for at "
+            "least one label in it."
+        )
+
+
+def check_target(target: Path, *, overwrite: bool) -> None:
+    """Raises OutputExistsError for a file that exists and is to be kept, OutputError without its folder."""
+    if target.exists() and not overwrite:
+        raise OutputExistsError(
+            f"'{target}' exists already. Choose another name, or allow overwriting (--overwrite)."
+        )
+    if not target.parent.is_dir():
+        raise OutputError(
+            f"There is no folder '{target.parent}' to write '{target.name}' into. Create it first."
         )
 
 

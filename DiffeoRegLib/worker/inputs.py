@@ -16,12 +16,14 @@ from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.grid import Grid
 from DiffeoRegLib.space.sample import tensor_from_array
 from DiffeoRegLib.space.transform import AffineTransform, CompositeTransform, Transform
+from DiffeoRegLib.stiffness import REST, Stiffness
 from DiffeoRegLib.volumes.pair import Correspondence, Masks
 from DiffeoRegLib.volumes.placed import placed
+from DiffeoRegLib.volumes.regions import Regions
 from DiffeoRegLib.volumes.volume import Volume
 from DiffeoRegLib.worker.cubic import CubicField
 
-LISTS = ("levels_mm", "iterations", "accepted_licences")
+LISTS = ("levels_mm", "iterations", "accepted_licences", "kernel_sigmas", "kernel_weights")
 
 
 def volume_of(image: Image, what: str, *, labels: bool = False) -> Volume:
@@ -103,15 +105,27 @@ def correspondence_of(given: Mapping[str, Any] | None, what: str) -> Corresponde
     )
 
 
-def refuse_what_is_not_used(job: Mapping[str, Any], method: str) -> None:
-    """Raises InputError for a region that the chosen method would ignore."""
+def regions_of(job: Mapping[str, Any]) -> Regions | None:
+    """The regions of the moving image of a job, with the stiffness of each and of the rest."""
+    image = job.get("regions")
+    if image is None:
+        return None
+    stiffness = {int(label): _stiffness(value) for label, value in (job.get("stiffness") or {}).items()}
+    return Regions(volume_of(image, "regions", labels=True), stiffness, _stiffness(job.get("rest", REST)))
+
+
+def refuse_pathology(job: Mapping[str, Any], method: str) -> None:
+    """Raises InputError for a pathology mask that the chosen method would ignore."""
     chosen = card(method)
-    for key, needed, what in (
-        ("pathology", chosen.needs_pathology_mask, "a pathology mask"),
-        ("regions", chosen.needs_region_labels, "regions of different stiffness"),
-    ):
-        if job.get(key) is not None and not needed:
-            raise InputError(f"'{chosen.title}' has no use for {what}. Remove it, or choose another method.")
+    if job.get("pathology") is not None and not chosen.needs_pathology_mask:
+        raise InputError(
+            f"'{chosen.title}' has no use for a pathology mask. Remove it, or choose another method."
+        )
+
+
+def _stiffness(given: Any) -> Stiffness:
+    """A name, or the shares of the kernels."""
+    return given if isinstance(given, str) else tuple(float(share) for share in given)
 
 
 def _part(part: Mapping[str, Any]) -> Transform:

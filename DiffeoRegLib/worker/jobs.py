@@ -1,4 +1,4 @@
-"""What the worker can be asked: register two images, follow a flow part of the way, look at itself."""
+"""What the worker can be asked: register two images, go part of the way between them, look at itself."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from DiffeoRegLib.device import choose_device, set_threads
 from DiffeoRegLib.errors import InputError
 from DiffeoRegLib.exchange import Image
 from DiffeoRegLib.flows.exponential import exp, midpoint_squarings
+from DiffeoRegLib.geodesic_files import SavedGeodesics, reshoot, saved_geodesics
 from DiffeoRegLib.methods.base import Motion, Progress, Report
 from DiffeoRegLib.pipeline import MODES, Result, background_of, register
 from DiffeoRegLib.report.measure import json_safe
+from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.field import jacobian_determinant, u_mm_from_vox, u_vox_from_mm
-from DiffeoRegLib.space.grid import Matrix
+from DiffeoRegLib.space.grid import Grid, Matrix
 from DiffeoRegLib.space.sample import array_from_tensor
 from DiffeoRegLib.space.transform import (
     AffineTransform,
@@ -30,12 +32,14 @@ from DiffeoRegLib.volumes.resample import warp_volume
 from DiffeoRegLib.volumes.volume import Volume
 from DiffeoRegLib.worker import inputs
 from DiffeoRegLib.worker.cubic import thick_grid
+from DiffeoRegLib.worker.geodesics import Followed, packed
 from DiffeoRegLib.worker.powers import matrix_power
 from DiffeoRegLib.worker.stored import Parts, facts, field_image, folded, parts_of, stored_form
 
 COMPUTED = 0.95
 """Share of the progress that the registration itself takes; the rest is bringing the result into its form."""
 STORAGES = ("half", "full")
+FOLLOWED = Followed()
 USUAL_THREADS = torch.get_num_threads()
 
 
@@ -44,6 +48,7 @@ def run(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
     kinds: dict[str, Callable[[Mapping[str, Any], Report], dict[str, Any]]] = {
         "register": registration,
         "flow": flow,
+        "shoot": shoot,
         "probe": probe,
     }
     if job.get("kind") not in kinds:
@@ -57,7 +62,8 @@ def run(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
 def registration(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
     """Transform, inverse, moved image and report of two images, as the scene keeps them."""
     settings = inputs.settings_of(job.get("settings") or {})
-    inputs.refuse_what_is_not_used(job, settings.method)
+    inputs.refuse_pathology(job, settings.method)
+    FOLLOWED.forget()  # the memory is for the run
     fixed, moving = inputs.volume_of(job["fixed"], "fixed"), inputs.volume_of(job["moving"], "moving")
     result = register(
         fixed, moving, settings,
@@ -65,13 +71,14 @@ def registration(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
         masks=inputs.masks_of(job.get("masks")),
         guidance=inputs.correspondence_of(job.get("guidance"), "guidance"),
         evaluation=inputs.correspondence_of(job.get("evaluation"), "evaluation"),
+        regions=inputs.regions_of(job),
         progress=lambda p: report(Progress(p.phase, COMPUTED * p.fraction, p.message)),
     )  # fmt: skip
     report(Progress("store", COMPUTED, "bringing the transform into the form that Slicer keeps"))
     axis, storage = inputs.single_axis(job["fixed"]), job.get("storage", "half")
     with torch.inference_mode():
-        kept = _Kept(result, fixed, moving, storage, axis)
-        return _kept(kept, job.get("outputs") or {}, settings.interpolation)
+        kept = _Kept(result, fixed, moving, storage, axis, inputs.single_axis(job["moving"]))
+        return _kept(kept, job.get("outputs") or {}, settings)
 
 
 def probe(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
@@ -98,9 +105,7 @@ def flow(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
 
     T_t = A^t after exp(t v): the identity at 0, the whole transform at 1, invertible in between.
     """
-    fraction = float(job["fraction"])
-    if not 0 <= fraction <= 1:
-        raise InputError(f"The fraction of the way must lie between 0 and 1, not {fraction}.")
+    fraction = _fraction(job)
     report(Progress("flow", 0.0, "following the motion"))
     grid, velocity_mm = inputs.field_of(job["velocity"])
     fixed, axis = inputs.grid_of(job["fixed"]["shape"], job["fixed"]["world_from_voxel"])
@@ -114,17 +119,52 @@ def flow(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
     field = DisplacementTransform(grid, u_mm_from_vox(exp(velocity, squarings, first_step=2), grid))
     matrix, note = matrix_power(_matrix(job.get("initial")), fraction)
     whole = CompositeTransform([field, AffineTransform(matrix)])
-    stored = stored_form(whole, fixed, job.get("storage", "half"), axis)
-    if job.get("storage", "half") == "half" and folded(stored) > 0:
-        stored = stored_form(whole, fixed, "full", axis)
-    return {"transform": parts_of(stored), "note": note}
+    return {"transform": parts_of(_unfolded(whole, fixed, job.get("storage", "half"), axis)), "note": note}
+
+
+@torch.inference_mode()
+def shoot(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """The transform at a fraction of the way of a geodesic, shot again from its momentum.
+
+    inverse: True asks for the inverse, too.
+    """
+    fraction = _fraction(job)
+    report(Progress("shoot", 0.0, "following the geodesic"))
+    _, axis = inputs.grid_of(job["fixed"]["shape"], job["fixed"]["world_from_voxel"])
+    saved, notes = FOLLOWED.get(job["geodesic"], axis), list[str]()
+    ways = reshoot(saved, fraction, notes=notes)
+    names = ("transform", "inverse") if job.get("inverse") else ("transform",)
+    storage = job.get("storage", "half")
+    stored = [_unfolded(way, saved.cover, storage, axis) for way in ways[: len(names)]]
+    found = dict(zip(names, map(parts_of, stored), strict=True))
+    return {**found, "note": " ".join(notes) or None}
+
+
+def _fraction(job: Mapping[str, Any]) -> float:
+    fraction = float(job["fraction"])
+    if not 0 <= fraction <= 1:
+        raise InputError(f"The fraction of the way must lie between 0 and 1, not {fraction}.")
+    return fraction
+
+
+def _unfolded(whole: Transform, fixed: Grid, storage: str, axis: int | None) -> list[Transform]:
+    """The stored form, at full resolution where half of it would fold."""
+    stored = stored_form(whole, fixed, storage, axis)
+    if storage == "half" and folded(stored) > 0:
+        return stored_form(whole, fixed, "full", axis)
+    return stored
 
 
 class _Kept:
     """A result together with the parts in which the scene keeps it."""
 
-    def __init__(self, result: Result, fixed: Volume, moving: Volume, storage: str, axis: int | None) -> None:
-        self.result, self.fixed, self.moving, self.axis = result, fixed, moving, axis
+    def __init__(
+        self, result: Result, fixed: Volume, moving: Volume, storage: str, axis: int | None,
+        moving_axis: int | None = None,
+    ) -> None:  # fmt: skip
+        """axis, moving_axis: of a single voxel in the images, None in 3D."""
+        self.result, self.fixed, self.moving = result, fixed, moving
+        self.axis, self.moving_axis = axis, moving_axis
         self.notes: list[str] = []
         self._store(storage)
         if storage == "half" and max(folded(self.forward), folded(self.backward)) > 0:
@@ -139,9 +179,7 @@ class _Kept:
 
     def image(self, volume: Volume) -> Image:
         """A volume on the fixed grid as an Image of three axes."""
-        data = volume.data if self.axis is None else volume.data.unsqueeze(self.axis)
-        grid = volume.grid if self.axis is None else thick_grid(volume.grid, self.axis)
-        return Image(array_from_tensor(data.float()), grid.world_from_voxel, volume.name)
+        return _image(volume, self.axis)
 
     def moved(self, interpolation: str) -> Image:
         """The moving image read through the kept transform, which is what Slicer will show."""
@@ -171,33 +209,56 @@ class _Kept:
         return {"field": field_image(u_mm, grid, "velocity"), "steps": steps}
 
 
-def _kept(kept: _Kept, wanted: Mapping[str, Any], interpolation: str) -> dict[str, Any]:
+def _image(volume: Volume, axis: int | None) -> Image:
+    """A volume as an Image of three axes; axis: the one of a single voxel, None in 3D."""
+    data = volume.data if axis is None else volume.data.unsqueeze(axis)
+    grid = volume.grid if axis is None else thick_grid(volume.grid, axis)
+    return Image(array_from_tensor(data.float()), grid.world_from_voxel, volume.name)
+
+
+def _kept(kept: _Kept, wanted: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     """The result of a registration job."""
     result, report = kept.result, dict(kept.result.report)
     report["transform"] = facts(
         kept.forward, result.transform, kept.fixed.grid, kept.backward, kept.moving.grid
     )
     report["notes"] = [*report["notes"], *kept.notes]
-    velocity = None
+    velocity, geodesic = None, None
     if wanted.get("velocity") and result.motion is not None:
-        missing = _no_velocity(result.motion)
-        if missing is None:
-            velocity = kept.velocity(result.motion, int(report["steps"]))
-        else:
+        saved = saved_geodesics(result, kept.fixed.grid, settings.taper_mm)
+        missing = _no_way(result.motion, saved)
+        if missing is not None:
             report["notes"] = [*report["notes"], missing]
+        elif saved is not None:
+            geodesic = packed(saved, kept.axis)
+        else:
+            velocity = kept.velocity(result.motion, int(report["steps"]))
     return {
         "transform": parts_of(kept.forward),
         "inverse": parts_of(kept.backward),
         "initial": _initial(result.initial),
-        "moved": kept.moved(interpolation) if wanted.get("moved", True) else None,
+        "moved": kept.moved(settings.interpolation) if wanted.get("moved", True) else None,
         "velocity": velocity,
+        "geodesic": geodesic,
+        "sigma": _sigma(kept) if wanted.get("regulariser") else None,
         "jacobian": kept.jacobian() if wanted.get("jacobian") and result.motion is not None else None,
         "report": json_safe(report),
     }
 
 
-def _no_velocity(motion: Motion) -> str | None:
-    """Why the way to a transform is not that of one velocity; None where it is."""
+def _sigma(kept: _Kept) -> dict[str, Image] | None:
+    """Width of the regulariser, mm, on the moving and on the fixed voxels."""
+    if kept.result.sigma is None:
+        return None
+    start, end = kept.result.sigma
+    return {"moving": _image(start, kept.moving_axis), "fixed": kept.image(end)}
+
+
+def _no_way(motion: Motion, saved: SavedGeodesics | None) -> str | None:
+    """Why the way to a transform is neither that of one velocity nor of a geodesic; None where it is."""
+    if motion.geodesics:
+        whole = "The momentum is not kept: the run started from a deformation, of which there is no half way."
+        return whole if saved is None else None
     if motion.halves is not None:
         return "A network's map is not the flow of one velocity, so there is none to keep."
     return None if len(motion.velocity_vox) == 1 else "The velocity changes with time and is not kept."

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from DiffeoRegLib.space.grid import Matrix
-from DiffeoRegLib.space.powers import affine_exponential, matrix_logarithm
+from DiffeoRegLib.space.powers import affine_power
 
 WHOLE = (
     "The linear part of this transform has no gradual form (it mirrors or turns by half a circle), "
@@ -14,13 +12,6 @@ WHOLE = (
 
 
 def matrix_power(matrix: Matrix, fraction: float) -> tuple[Matrix, str | None]:
-    """A^t = exp(t log A) of an affine 4x4, RAS mm, and a sentence where A has no real logarithm.
-
-    The translation is taken about the fixed point of the map where there is one, as the logarithm does.
-    """
-    if fraction == 1 or np.array_equal(matrix, np.eye(4)):
-        return matrix, None
-    logarithm = matrix_logarithm(matrix)
-    if logarithm is None:
-        return matrix, WHOLE
-    return affine_exponential(fraction * logarithm), None
+    """`affine_power`, RAS mm; the whole matrix and a sentence where A has no real logarithm."""
+    part = affine_power(matrix, fraction)
+    return (matrix, WHOLE) if part is None else (part, None)

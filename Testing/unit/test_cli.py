@@ -29,11 +29,11 @@ from Testing.command import PRINTED, one_sentence, register_words, run
 def test_help_teaches_with_examples(capsys):
     assert run("--help") == 0
     text = capsys.readouterr().out
-    for word in ("register", "apply", "evaluate", "train", "methods", "device", "examples:"):
+    for word in ("register", "apply", "shoot", "evaluate", "train", "methods", "device", "examples:"):
         assert word in text
 
 
-@pytest.mark.parametrize("command", ["register", "apply", "evaluate", "train", "methods", "device"])
+@pytest.mark.parametrize("command", ["register", "apply", "shoot", "evaluate", "train", "methods", "device"])
 def test_every_command_explains_itself(command, capsys):
     assert run(command, "--help") == 0
     assert "--json" in capsys.readouterr().out

@@ -185,7 +185,7 @@ def test_masks_labels_and_landmarks_reach_the_engine():
         ({"fixed": Image(np.zeros((4, 4, 4, 3)), np.eye(4), "colours")}, InputError, "'colours'"),
         ({"fixed": Image(np.zeros((4, 4, 4)), np.zeros((4, 4)), "flat")}, GeometryError, "'flat'"),
         ({"pathology": Image(np.zeros((4, 4, 4), np.uint8), np.eye(4))}, InputError, "pathology"),
-        ({"regions": Image(np.zeros((4, 4, 4), np.uint8), np.eye(4))}, InputError, "stiffness"),
+        ({"regions": Image(np.zeros((4, 4, 4), np.uint8), np.eye(4))}, InputError, "regions"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_a_sentence(changes, error, words):
