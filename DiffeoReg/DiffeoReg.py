@@ -128,17 +128,29 @@ class DiffeoRegLogic(ScriptedLoadableModuleLogic):
 
         Machine().accept_licence(licence)
 
-    def path(self, velocity):
-        """The way from the given position to the result; see DiffeoRegPanel.path.Path."""
+    def path(self, way):
+        """The way from the given position to the result, from its velocity or momentum (`result.way`).
+
+        See DiffeoRegPanel.path.Path.
+        """
         from DiffeoRegPanel.path import Path
 
-        return Path(velocity, self.runner)
+        return Path(way, self.runner)
 
-    def pathSequence(self, velocity, positions=11):
-        """The way as a sequence of transforms to play: (sequence, browser); velocity: a result's."""
+    def pathSequence(self, way, positions=11):
+        """The way as a sequence of transforms to play: (sequence, browser); way: a result's."""
         from DiffeoRegPanel import console, path
 
-        return path.sequence_along(velocity, self.runner, positions, console.keep_application_alive())
+        return path.sequence_along(way, self.runner, positions, console.keep_application_alive())
+
+    def shoot(self, momentum, time=1.0):
+        """The transform of a momentum, shot again from its numbers alone, and its inverse, as new nodes.
+
+        time: from 0, the images as given, to 1, registered.
+        """
+        from DiffeoRegPanel import console, path
+
+        return path.shot_again(momentum, self.runner, time, console.keep_application_alive())
 
     def register(
         self,
@@ -165,6 +177,7 @@ class DiffeoRegLogic(ScriptedLoadableModuleLogic):
         pathologyMask=None,
         regionSegmentation=None,
         stiffness=None,
+        rest="rigid-like",
         movingSegmentation=None,
         movingMarkups=None,
         movingModels=None,
@@ -175,6 +188,7 @@ class DiffeoRegLogic(ScriptedLoadableModuleLogic):
         wantVolume=True,
         wantVelocity=True,
         wantJacobian=False,
+        wantRegulariser=False,
         storage="half",
         settings=None,
         waitForCompletion=True,
@@ -183,6 +197,10 @@ class DiffeoRegLogic(ScriptedLoadableModuleLogic):
         """Register movingNode to fixedNode and return the nodes and numbers of the result.
 
         Masks, guidance, evaluation and regions: a segmentation or label map node, or (node, segment name).
+        regionSegmentation: regions of movingNode.  stiffness: of each, by segment name: soft, normal, stiff,
+        rigid-like, or the shares of the kernels.  rest: of all other places.
+        wantVelocity: keep the velocity, or the momentum of a geodesic method, for `path`.
+        wantRegulariser: width of a geodesic's regulariser as a volume at its start and one at its end.
         movingSegmentation, movingMarkups, movingModels: a node or several, carried to the fixed volume.
         settings: further fields of DiffeoRegLib.settings.Settings, by name.
         A trained model under a licence of its own runs once that is accepted, see `acceptLicence`.

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from DiffeoRegLib.catalog import Card
-from DiffeoRegLib.errors import InputError
+from DiffeoRegLib.errors import InputError, SettingsError
+from DiffeoRegLib.stiffness import REGIONAL_SIGMAS, shares_of
 from DiffeoRegPanel.nodes.points import points_of
 from DiffeoRegPanel.nodes.segmentations import labels_of, mask_of, matched_labels, overlap_notes
-from DiffeoRegPanel.request import Matching, Region, Request
+from DiffeoRegPanel.request import NORMAL, Matching, Region, Request
 from DiffeoRegPanel.request_nodes import carried_nodes
 
 SEGMENTATION, LABEL_MAP = "vtkMRMLSegmentationNode", "vtkMRMLLabelMapVolumeNode"
@@ -37,7 +38,7 @@ def check_needs(request: Request, card: Card) -> list[str]:
         )
     if card.needs_region_labels and request.regions is None:
         raise InputError(
-            f"The method '{card.title}' needs regions: choose a segmentation of the fixed volume as regions."
+            f"The method '{card.title}' needs regions: choose a segmentation of the moving volume as regions."
         )
     for what, region, used in (
         ("pathology mask", request.pathology, card.needs_pathology_mask),
@@ -48,15 +49,33 @@ def check_needs(request: Request, card: Card) -> list[str]:
                 f"The method '{card.title}' does not use the {what} '{region.node.GetName()}': remove it, or "
                 "choose a method that does."
             )
+    if request.stiffness and not card.needs_region_labels:
+        raise InputError(
+            f"The method '{card.title}' does not use a stiffness: leave it out, or choose a method that does."
+        )
     check_mask("pathology mask", request.pathology, request.fixed)
     if request.regions is not None:
-        labels = labels_of(request.regions, request.fixed)[1]
-        if unknown := sorted(set(request.stiffness) - set(labels.values())):
-            notes.append(
-                f"Stiffness is given for what is not in '{request.regions.node.GetName()}' inside the fixed "
-                f"volume, and not used there: {', '.join(unknown)}."
-            )
-        notes += overlap_notes(request.regions, request.fixed)
+        notes += _check_regions(request, request.regions)
+    return notes
+
+
+def _check_regions(request: Request, regions: Region) -> list[str]:
+    """Regions of the moving volume, each with a stiffness that means something."""
+    kernels = len(request.settings.kernel_sigmas or REGIONAL_SIGMAS)
+    known = {entry.key: entry.name for entry in labels_of(regions, request.moving)[1].values()}
+    texts = {**dict.fromkeys(known, NORMAL), **request.stiffness}
+    given = {known.get(key, key): stiffness for key, stiffness in texts.items()}
+    for name, stiffness in (*given.items(), ("everything else", request.rest)):
+        try:
+            shares_of(stiffness, kernels)
+        except SettingsError as error:
+            raise SettingsError(f"Stiffness of {name}: {error}") from error
+    notes = overlap_notes(regions, request.moving, by_order=True)
+    if unknown := sorted(set(request.stiffness) - set(known)):
+        notes.append(
+            f"Stiffness is given for what is not in '{regions.node.GetName()}' inside the moving volume, "
+            f"and not used there: {', '.join(unknown)}."
+        )
     return notes
 
 

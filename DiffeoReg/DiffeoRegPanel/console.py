@@ -8,8 +8,9 @@ from typing import Any
 
 import slicer
 
-from DiffeoRegLib.errors import InputError
+from DiffeoRegLib.errors import InputError, SettingsError
 from DiffeoRegLib.settings import Settings
+from DiffeoRegLib.stiffness import STIFFNESS, Stiffness, stiffness_of
 from DiffeoRegPanel.registration import Registration, RegistrationResult
 from DiffeoRegPanel.request import Matching, Outputs, Region, Request
 from DiffeoRegPanel.runner import Event
@@ -29,12 +30,14 @@ def request_from_call(fixed: Any, moving: Any, settings: Settings, **given: Any)
         pathology=region_of(given["pathologyMask"]),
         regions=region_of(given["regionSegmentation"]),
         stiffness=_by_id(given["regionSegmentation"], given["stiffness"] or {}),
+        rest=stiffness_from(given["rest"]),
         segmentations=several(given["movingSegmentation"]),
         markups=several(given["movingMarkups"]),
         models=several(given["movingModels"]),
         outputs=Outputs(
             given["outputTransform"], given["inverseTransform"], given["outputVolume"], given["wantInverse"],
-            given["wantVolume"], given["wantVelocity"], given["wantJacobian"], given["storage"],
+            given["wantVolume"], given["wantVelocity"], given["wantJacobian"], given["wantRegulariser"],
+            given["storage"],
         ),
     )  # fmt: skip
 
@@ -71,6 +74,17 @@ def segment_id(node: Any, name: str) -> str:
         if found:
             return str(found)
     raise InputError(f"'{node.GetName()}' has no segment called '{name}'.")
+
+
+def stiffness_from(given: Any) -> Stiffness:
+    """A name, a text like "0.1, 0.4, 0.5, 0" or the shares themselves; raises SettingsError for others."""
+    if isinstance(given, str):
+        return stiffness_of(given)
+    if isinstance(given, Sequence) and all(isinstance(share, int | float) for share in given):
+        return tuple(float(share) for share in given)
+    raise SettingsError(
+        f"{given!r} is no stiffness: give {', '.join(STIFFNESS)}, or the shares of the kernels, narrow first."
+    )
 
 
 def several(given: Any) -> tuple[Any, ...]:
@@ -121,9 +135,9 @@ def _matching(given: Mapping[str, Any], kind: str) -> Matching:
     )
 
 
-def _by_id(regions: Any, stiffness: Mapping[str, str | float]) -> dict[str, str | float]:
+def _by_id(regions: Any, stiffness: Mapping[Any, Any]) -> dict[str, Stiffness]:
     """Stiffness per segment ID, from names or IDs; label maps keep their numbers."""
     node = regions[0] if isinstance(regions, Sequence) else regions
     if node is None or not node.IsA("vtkMRMLSegmentationNode"):
-        return {str(key): value for key, value in stiffness.items()}
-    return {segment_id(node, str(key)): value for key, value in stiffness.items()}
+        return {str(key): stiffness_from(value) for key, value in stiffness.items()}
+    return {segment_id(node, str(key)): stiffness_from(value) for key, value in stiffness.items()}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from DiffeoRegLib.catalog import Card
 from DiffeoRegLib.settings import PRESETS, Settings
+from DiffeoRegPanel.estimate_momentum import Need, need_of
 
 ALIGN_SECONDS, ALIGN_SECONDS_PER_MVOX = 2.9, 0.3  # multi-start affine: nearly the same for every size
 RIGID_SHARE = 0.4  # of that, for rigid: fewer parameters, the same starts
@@ -101,7 +102,16 @@ def estimate(
     memory = BASE_MB + IMAGES_MB_PER_MVOX * (fixed_mvox + moving_mvox)
     transform_mb = 0.0
     unknown = []
-    if card.deformable:
+    if card.kernels and not card.trained:
+        need, working_mvox = _momentum(card, settings, fixed_shape, fixed_spacing)
+        seconds += (
+            need.seconds
+            + PREPARE_SECONDS_PER_MVOX * (fixed_mvox + moving_mvox)
+            + INTEGRATE_SECONDS_PER_MVOX[False] * working_mvox
+        ) / speed
+        memory += need.memory_mb
+        transform_mb = _transform_mb(fixed_shape, storage) * (2 if want_inverse else 1)
+    elif card.deformable:
         plan = _plan(card, settings, fixed_shape, fixed_spacing)
         dense = plan.dense > 0
         seconds += (
@@ -124,6 +134,17 @@ def estimate(
         unknown.append("graphics processors were not measured")
     sentence = _sentence(seconds, memory, transform_mb, cores, unknown)
     return Estimate(seconds if measured else None, seconds, memory, transform_mb, sentence)
+
+
+def _momentum(
+    card: Card, settings: Settings, shape: Sequence[int], spacing: Sequence[float]
+) -> tuple[Need, float]:
+    """What a method of kernels needs, and the voxels of its working grid, millions."""
+    wanted = _working_spacing_mm(shape, spacing, settings)
+    sizes = [(n, s, max(wanted, s)) for n, s in zip(shape, spacing, strict=True) if n > 1]
+    working = [math.ceil(n * s / step) for n, s, step in sizes]
+    need = need_of(card, settings, working, [step for _, _, step in sizes])
+    return need, math.prod(working) / 1e6
 
 
 def _align_seconds(settings: Settings, mvox: float, has_initial: bool) -> float:

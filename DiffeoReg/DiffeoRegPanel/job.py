@@ -7,19 +7,19 @@ from typing import Any
 
 from DiffeoRegLib.exchange import Image
 from DiffeoRegPanel.nodes import points, segmentations, transforms, volumes
-from DiffeoRegPanel.request import Matching, Region, Request
+from DiffeoRegPanel.request import NORMAL, Matching, Region, Request
 
 
-def job_of(request: Request) -> dict[str, Any]:
-    """The worker's job for a request that has passed the checks.
+def job_of(request: Request) -> tuple[dict[str, Any], dict[int, str]]:
+    """The worker's job for a request that has passed the checks, and the names of its regions by label.
 
     Raises InputError for a mask, segmentation or transform that cannot be used.
     """
     fixed, moving, outputs = request.fixed, request.moving, request.outputs
-    regions, labels = None, {}
+    regions, entries = None, {}
     if request.regions is not None:
-        regions, labels = segmentations.labels_of(request.regions, fixed)
-    return {
+        regions, entries = segmentations.labels_of(request.regions, moving)
+    job = {
         "kind": "register",
         "settings": dataclasses.asdict(request.settings),
         "fixed": volumes.image_of(fixed),
@@ -31,15 +31,18 @@ def job_of(request: Request) -> dict[str, Any]:
         "pathology": _mask(request.pathology, fixed),
         "regions": regions,
         "stiffness": {
-            str(label): request.stiffness[key] for label, key in labels.items() if key in request.stiffness
+            str(label): request.stiffness.get(entry.key, NORMAL) for label, entry in entries.items()
         },
+        "rest": request.rest,
         "storage": outputs.storage,
         "outputs": {
             "moved": True,  # the self-check needs it, whether or not a node is made of it
             "velocity": outputs.want_velocity,
             "jacobian": outputs.want_jacobian,
+            "regulariser": outputs.want_regulariser,
         },
     }
+    return job, {label: entry.name for label, entry in entries.items()}
 
 
 def _masks(request: Request) -> dict[str, Any] | None:

@@ -50,6 +50,13 @@ def fixed_choices() -> dict[str, tuple[str, Choices]]:
             ("", _("As the preset says")), ("on", _("Search for it")), ("off", _("Do not search")),
         ]),
         "interpolationCombo": ("advanced.interpolation", [("linear", _("Linear")), ("cubic", _("Cubic"))]),
+        "kernelUnitsCombo": ("advanced.kernelUnits", [
+            ("box", _("shares of the image's sides")), ("mm", _("mm")),
+        ]),
+        "integratorCombo": ("advanced.integrator", [
+            ("", _("As the method says")), ("rk4", _("Runge-Kutta, equal steps")),
+            ("dopri5", _("Dormand-Prince, adaptive steps")),
+        ]),
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from DiffeoRegLib.catalog import CARDS, Card
 from DiffeoRegLib.errors import DiffeoRegError
 from DiffeoRegLib.settings import PRESETS, Settings
 from DiffeoRegPanel.panel_choices import ChoiceBox, fixed_choices, methods, presets
-from DiffeoRegPanel.parameters import settings_from
+from DiffeoRegPanel.parameters import own_kernels, settings_from
 
 # Widget (with the label of its row, if it has one) -> whether a method uses it.
 USED_BY: dict[str, Callable[[Card], bool]] = {
@@ -20,15 +20,21 @@ USED_BY: dict[str, Callable[[Card], bool]] = {
     "guidanceGroup": lambda card: card.deformable,
     "flowSection": lambda card: card.time_steps or card.refinable or card.deformable,
     "stepsRow": lambda card: card.time_steps,
-    "refinementSpin": lambda card: card.refinable,
+    "refinementSpin": lambda card: card.refinable and not own_kernels(card),
     "regularitySlider": lambda card: card.deformable,
     "wantVelocity": lambda card: card.time_steps,
     "wantJacobian": lambda card: card.deformable,
     "storageCombo": lambda card: card.deformable,
     "storageSize": lambda card: card.deformable,
-    "largeCombo": lambda card: card.deformable and not card.trained,  # a network needs no search
+    "wantRegulariser": lambda card: card.geodesic,
+    # Neither a network nor the descent from rest of a regulariser of kernels searches first.
+    "largeCombo": lambda card: card.deformable and not card.trained and not card.kernels,
     "windowSpin": lambda card: card.deformable,
     "guidanceWeightSpin": lambda card: card.deformable,
+    "kernelWidthsEdit": own_kernels,
+    "kernelUnitsCombo": own_kernels,
+    "kernelWeightsEdit": lambda card: own_kernels(card) and not card.needs_region_labels,
+    "integratorCombo": lambda card: card.geodesic,
     "modelWeights": lambda card: bool(card.weights),
     "weightsState": lambda card: bool(card.weights),
     "weightsButtons": lambda card: any(not weight.shipped for weight in card.weights),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import qt
@@ -11,9 +11,13 @@ import slicer
 from slicer.i18n import tr as _
 
 from DiffeoRegLib.errors import SettingsError
-from DiffeoRegPanel.parameters import keep_stiffness, stiffness_from
+from DiffeoRegLib.stiffness import STIFFNESS, shares_of, stiffness_of
+from DiffeoRegPanel.parameters import keep_stiffness, kernels_of, stiffness_from
+from DiffeoRegPanel.request import NORMAL
 
-STIFFNESSES = ("soft", "normal", "stiff", "rigid-like")
+REST_KEY = ""
+"""Stands for everything that lies in no region; no segment has an empty ID."""
+MOST_ROWS = 6
 SEGMENT_EVENTS = ("SegmentAdded", "SegmentRemoved", "SegmentModified")
 
 
@@ -140,13 +144,12 @@ class SegmentObserver:
 
 
 class StiffnessTable:
-    """A row per region: its name, and a named stiffness or a number."""
+    """A row per region, and one for everything else: its name, and a named stiffness or shares of kernels."""
 
     def __init__(self, table: Any, changed: Callable[[], None]) -> None:
         self._table, self._changed = table, changed
         self._parameters: Any = None
-        self._listed: list[tuple[str, str]] = []
-        self._boxes: list[Any] = []
+        self._rows: list[Row] = []
         self._observed = SegmentObserver(self._refill)
         self._node: Any = None
         table.setColumnCount(2)
@@ -170,66 +173,64 @@ class StiffnessTable:
             self._node = node
             self._observed.follow(node)
             self._refill()
-        stored = stiffness_from(self._parameters)
-        for (identifier, _name), box in zip(self._listed, self._boxes, strict=True):
-            text = str(stored.get(identifier, "normal"))
-            if box.currentText != text:
-                was_blocked = box.blockSignals(True)
-                box.setEditText(text)
-                box.blockSignals(was_blocked)
+        for row in self._rows:
+            text = self._stored(row.key)
+            if row.box.currentText != text:
+                was_blocked = row.box.blockSignals(True)
+                row.box.setEditText(text)
+                row.box.blockSignals(was_blocked)
 
     def problem(self) -> str:
-        """A sentence when a stiffness cannot be understood, else empty."""
-        for (identifier, name), value in zip(self._listed, self._values(), strict=True):
-            if isinstance(value, SettingsError):
-                return f"{name or identifier}: {value}"
+        """A sentence when a stiffness cannot be used, else empty."""
+        try:
+            kernels = kernels_of(self._parameters)
+        except SettingsError:
+            return ""  # the widths of the kernels are to be put right first; the model section says so
+        for row in self._rows:
+            try:
+                shares_of(stiffness_of(row.box.currentText), kernels)
+            except SettingsError as error:
+                return f"{row.name}: {error}"
         return ""
 
     def _refill(self) -> None:
-        self._listed = segments_of(self._node)
-        self._boxes = []
-        self._table.setRowCount(len(self._listed))
-        for row, (_identifier, name) in enumerate(self._listed):
-            item = qt.QTableWidgetItem(name)
-            item.setFlags(qt.Qt.ItemIsEnabled)
-            self._table.setItem(row, 0, item)
-            box = qt.QComboBox()
-            box.setEditable(True)
-            for text in STIFFNESSES:
-                box.addItem(text)
-            box.setEditText(str(stiffness_from(self._parameters).get(self._listed[row][0], "normal")))
-            box.connect("editTextChanged(QString)", self._edited)
-            self._table.setCellWidget(row, 1, box)
-            self._boxes.append(box)
-        self._table.setFixedHeight(34 + 30 * min(max(len(self._listed), 1), 5))
+        segments = segments_of(self._node)
+        names = [*segments, *([] if self._node is None else [(REST_KEY, _("Everything else"))])]
+        self._table.setRowCount(len(names))
+        self._rows = [self._row(number, *segment) for number, segment in enumerate(names)]
+        self._table.setFixedHeight(34 + 30 * min(max(len(names), 1), MOST_ROWS))
 
-    def _values(self) -> list[str | float | SettingsError]:
-        return [stiffness(box.currentText) for box in self._boxes]
+    def _row(self, number: int, key: str, name: str) -> Row:
+        item = qt.QTableWidgetItem(name)
+        item.setFlags(qt.Qt.ItemIsEnabled)
+        self._table.setItem(number, 0, item)
+        box = qt.QComboBox()
+        box.setEditable(True)
+        box.setToolTip(self._table.toolTip)
+        for text in STIFFNESS:
+            box.addItem(text)
+        box.setEditText(self._stored(key))
+        box.connect("editTextChanged(QString)", self._edited)
+        self._table.setCellWidget(number, 1, box)
+        return Row(key, name or key, box)
+
+    def _stored(self, key: str) -> str:
+        if key == REST_KEY:
+            return str(self._parameters.rest)
+        return stiffness_from(self._parameters).get(key, NORMAL)
 
     def _edited(self, _text: str) -> None:
-        kept: dict[str, str | float] = {}
-        for (identifier, _name), value in zip(self._listed, self._values(), strict=True):
-            if not isinstance(value, SettingsError):
-                kept[identifier] = value
+        """Keep what can be understood; the rest is said, and forgotten with the panel."""
         if not self.problem():
-            keep_stiffness(self._parameters, kept)
+            texts = {row.key: row.box.currentText.strip() for row in self._rows}
+            self._parameters.rest = texts.pop(REST_KEY)
+            keep_stiffness(self._parameters, texts)
         self._changed()
 
 
-def stiffness(text: str) -> str | float | SettingsError:
-    """The stiffness a text stands for, or what is wrong with it."""
-    name = text.strip().lower()
-    if name in STIFFNESSES:
-        return name
-    try:
-        value = float(name.replace(",", "."))
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        return SettingsError(
-            _(
-                "'{text}' is no stiffness: choose soft, normal, stiff or rigid-like, "
-                "or type a number above 0."
-            ).format(text=text.strip())
-        )
-    return value
+class Row(NamedTuple):
+    """One line of the table: segment ID or label value, its name, and the box with the stiffness."""
+
+    key: str
+    name: str
+    box: Any

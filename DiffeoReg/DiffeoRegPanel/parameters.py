@@ -19,11 +19,14 @@ from slicer import (
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper, parameterPack
 
 from DiffeoRegLib.catalog import Card, card
+from DiffeoRegLib.errors import SettingsError
 from DiffeoRegLib.settings import Settings
+from DiffeoRegLib.stiffness import REGIONAL_SIGMAS, REST, stiffness_of
 from DiffeoRegPanel.nodes.volumes import FIXED
 from DiffeoRegPanel.request import Matching, Outputs, Region, Request
 
 AS_PRESET = -1  # refinement iterations
+WIDTHS, WEIGHTS = "Kernel widths", "Kernel weights"
 # Slicer's wrapper understands typing.Union with None, and no `A | B`.
 RegionNode = Union[vtkMRMLSegmentationNode, vtkMRMLLabelMapVolumeNode, None]  # noqa: UP007
 
@@ -77,13 +80,17 @@ class OutputChoice:
     wantVolume: bool = True
     wantVelocity: bool = True
     wantJacobian: bool = False
+    wantRegulariser: bool = False
     storage: str = "half"
     showResult: bool = True
 
 
 @parameterPack
 class AdvancedChoice:
-    """The rest of the settings; an empty name or 0 means: as the preset says, or automatic."""
+    """The rest of the settings; an empty name or 0 means: as preset or method say, or automatic.
+
+    kernelWidths, kernelWeights: numbers with commas between, as typed; empty = the method's own.
+    """
 
     similarity: str = ""
     init: str = "auto"
@@ -92,6 +99,10 @@ class AdvancedChoice:
     window: Annotated[float, WithinRange(0.0, 31.0)] = 0.0
     interpolation: str = "linear"
     guidanceWeight: Annotated[float, WithinRange(0.0, 100.0)] = 1.0
+    kernelWidths: str = ""
+    kernelWeights: str = ""
+    kernelUnits: str = "box"
+    integrator: str = ""
     padding: Annotated[float, WithinRange(0.0, 200.0)] = 0.0
     memoryLimit: Annotated[float, WithinRange(0.0, 1024.0)] = 0.0
 
@@ -100,8 +111,9 @@ class AdvancedChoice:
 class DiffeoRegParameterNode:
     """Everything the panel shows; saved with the scene.
 
-    stiffness: JSON of segment ID or label value -> preset name or number.
+    stiffness: JSON of segment ID or label value -> name or shares, as typed; rest: of everything else.
     velocity ... report: the last result, shown again when the scene is loaded.
+    velocity: what the slider follows: a velocity or a momentum.
     resultMoving: the moved volume, or the moving one under its transform; resultSource: the moving one;
     resultTransform: what brings it there, also when the next run shall make a new one.
     report: JSON.
@@ -116,6 +128,7 @@ class DiffeoRegParameterNode:
     pathology: RegionChoice
     regions: RegionChoice
     stiffness: str = "{}"
+    rest: str = REST
     segmentations: list[vtkMRMLSegmentationNode]
     labelMaps: list[vtkMRMLLabelMapVolumeNode]
     markups: list[vtkMRMLMarkupsNode]
@@ -149,9 +162,13 @@ def settings_from(parameters: Any, *, device: str = "auto", threads: int | None 
     if method.deformable:
         changes |= {"regularity": flow.regularity, "guidance_weight": advanced.guidanceWeight}
         changes |= {"similarity": advanced.similarity or None, "window_vox": advanced.window or None}
-        if not method.trained:
+        if not method.trained and not method.kernels:
             changes["large_displacement"] = {"on": True, "off": False}.get(advanced.largeDisplacement)
-    if method.refinable and flow.refinement != AS_PRESET:
+    if own_kernels(method):
+        changes |= _kernels_from(advanced, method)
+    if method.geodesic:
+        changes["integrator"] = advanced.integrator or None
+    if method.refinable and not own_kernels(method) and flow.refinement != AS_PRESET:
         changes["dense_iterations"] = flow.refinement
     return Settings(
         method=model.method, preset=model.preset, effort=model.effort, init=advanced.init,
@@ -178,7 +195,7 @@ def request_from(parameters: Any, *, device: str = "auto", threads: int | None =
         evaluation=_matching_from(parameters.evaluation),
         pathology=region_from(parameters.pathology) if method.needs_pathology_mask else None,
         regions=region_from(parameters.regions) if method.needs_region_labels else None,
-        stiffness=stiffness_from(parameters) if method.needs_region_labels else {},
+        **(_stiffness_from(parameters) if method.needs_region_labels else {}),
         segmentations=(*_present(parameters.segmentations), *_present(parameters.labelMaps)),
         markups=_present(parameters.markups),
         models=_present(parameters.models),
@@ -204,17 +221,62 @@ def region_from(choice: Any) -> Region | None:
     return None if choice.node is None else Region(choice.node, choice.segment, choice.exclude)
 
 
-def stiffness_from(parameters: Any) -> dict[str, str | float]:
-    """Stiffness per segment ID or label value, as stored; nothing when an edited scene made it unreadable."""
+def numbers_from(text: str, what: str) -> tuple[float, ...] | None:
+    """Numbers as typed, with commas or spaces between; None for an empty text, SettingsError for others."""
+    words = text.replace(",", " ").replace(";", " ").split()
+    try:
+        return tuple(float(word) for word in words) or None
+    except ValueError as error:
+        raise SettingsError(
+            f"{what} are numbers with commas between, such as 0.05, 0.1, 0.2; got '{text.strip()}'."
+        ) from error
+
+
+def kernels_of(parameters: Any) -> int:
+    """How many kernels the stiffness of a region is a mixture of; raises SettingsError as `numbers_from`."""
+    return len(numbers_from(parameters.advanced.kernelWidths, WIDTHS) or REGIONAL_SIGMAS)
+
+
+def own_kernels(method: Card) -> bool:
+    """Whether the kernels of the regulariser can be chosen; those of a network belong to its weights."""
+    return method.kernels and not method.trained
+
+
+def _kernels_from(advanced: Any, method: Card) -> dict[str, Any]:
+    """The kernel settings; the unit counts only for widths that are given, weights only without regions."""
+    widths = numbers_from(advanced.kernelWidths, WIDTHS)
+    found: dict[str, Any] = {
+        "kernel_sigmas": widths,
+        "kernel_units": advanced.kernelUnits if widths else "box",
+    }
+    if not method.needs_region_labels:
+        found["kernel_weights"] = numbers_from(advanced.kernelWeights, WEIGHTS)
+    return found
+
+
+def _stiffness_from(parameters: Any) -> dict[str, Any]:
+    """What the request says about stiffness; raises SettingsError for a text that is none."""
+    texts, node = stiffness_from(parameters), parameters.regions.node
+    if node is not None and node.IsA("vtkMRMLSegmentationNode"):  # what is kept may be of another one
+        there = node.GetSegmentation()
+        texts = {key: text for key, text in texts.items() if there.GetSegment(key) is not None}
+    return {
+        "stiffness": {key: stiffness_of(text) for key, text in texts.items()},
+        "rest": stiffness_of(parameters.rest),
+    }
+
+
+def stiffness_from(parameters: Any) -> dict[str, str]:
+    """Stiffness per segment ID or label value, as typed; nothing when an edited scene made it unreadable."""
     try:
         stored = json.loads(parameters.stiffness or "{}")
     except ValueError:
         return {}
-    return {str(key): value for key, value in stored.items()} if isinstance(stored, dict) else {}
+    return {str(key): str(value) for key, value in stored.items()} if isinstance(stored, dict) else {}
 
 
-def keep_stiffness(parameters: Any, stiffness: Mapping[str, str | float]) -> None:
-    """Store the stiffness per segment ID or label value."""
+def keep_stiffness(parameters: Any, stiffness: Mapping[str, str]) -> None:
+    """Store the stiffness per segment ID or label value, as typed."""
     parameters.stiffness = json.dumps(dict(stiffness))
 
 
@@ -233,6 +295,7 @@ def _outputs_from(choice: Any, method: Card) -> Outputs:
         want_volume=choice.wantVolume,
         want_velocity=choice.wantVelocity and method.time_steps,
         want_jacobian=choice.wantJacobian and method.deformable,
+        want_regulariser=choice.wantRegulariser and method.geodesic,
         storage=choice.storage,
     )
 

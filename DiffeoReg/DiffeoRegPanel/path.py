@@ -1,6 +1,7 @@
 """The 0-100 % slider: the moving volume on its way to the fixed one, every position a diffeomorphism.
 
-Not the displacement scaled: the velocity is integrated to the time asked for, in the worker process.
+Not the displacement scaled: a velocity is integrated, or a geodesic shot from its momentum, to the time asked
+for, in the worker process.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import numpy as np
 import slicer
 
 from DiffeoRegLib.errors import InputError
-from DiffeoRegPanel.nodes import transforms, volumes
+from DiffeoRegPanel.nodes import momentum, transforms, volumes
 from DiffeoRegPanel.nodes.sequences import path_sequence, show_item
+from DiffeoRegPanel.registration import all_or_nothing
 from DiffeoRegPanel.runner import Event, Run, Runner
 
 STORAGE = "half"
@@ -22,20 +24,20 @@ STORAGE = "half"
 class Path:
     """A preview transform over the moving volume that follows the flow; closing it restores the scene.
 
-    velocity_node: made by a run with `want_velocity`.  While one position is computed, only the newest of
-    those asked for meanwhile is remembered.
-    Raises InputError when the node holds no velocity or its volumes are gone.
+    way: the node of a velocity or a momentum, made by a run with `want_velocity`.  While one position is
+    computed, only the newest of those asked for meanwhile is remembered.
+    Raises InputError when the node holds neither, was changed, or its volumes are gone.
     """
 
-    def __init__(self, velocity_node: Any, runner: Runner, scene: Any = None) -> None:
+    def __init__(self, way: Any, runner: Runner, scene: Any = None) -> None:
         self.scene = scene or slicer.mrmlScene
         self.fraction: float | None = None
         self.node: Any = None
         self._runner = runner
-        self._flow = volumes.velocity_of(velocity_node)
-        self._fixed, self._moving = volumes_of(velocity_node)
+        self._way = job_along(way)
+        self._fixed, self._moving = volumes_of(way)
         self._parent_before = self._moving.GetTransformNodeID()
-        self._own_from_world = np.linalg.inv(transforms.parent_of(velocity_node))
+        self._own_from_world = np.linalg.inv(transforms.parent_of(way))
         self._wanted: float | None = None
         self._run: Run | None = None
         self._asked: float | None = None
@@ -93,7 +95,7 @@ class Path:
         if self._run is not None or self._wanted is None:
             return
         self._asked, self._wanted = self._wanted, None
-        self._run = self._runner.start(job_at(self._asked, self._flow, self._fixed))
+        self._run = self._runner.start(job_at(self._asked, self._way, self._fixed))
 
     def _show(self, parts: list[dict[str, Any]]) -> None:
         if not self.scene.IsNodePresent(self._moving):
@@ -112,42 +114,77 @@ class Path:
 
 
 def sequence_along(
-    velocity_node: Any, runner: Runner, positions: int, idle: Callable[[], Any] | None = None
+    way: Any, runner: Runner, positions: int, idle: Callable[[], Any] | None = None
 ) -> tuple[Any, Any]:
     """Transforms over the moving volume at equal steps from 0 to 100 %: (sequence, browser).
 
-    idle: called while waiting for the worker.
+    way: the node of a velocity or a momentum.  idle: called while waiting for the worker.
     Raises InputError for fewer than 2 positions and whatever the worker ends with.
     """
     if positions < 2:
         raise InputError(f"A way from the start to the result has at least 2 positions, not {positions}.")
-    flow = volumes.velocity_of(velocity_node)
-    fixed, moving = volumes_of(velocity_node)
+    job = job_along(way)
+    fixed, moving = volumes_of(way)
     path = []
     for fraction in np.linspace(0, 1, positions).tolist():
-        last = runner.start(job_at(fraction, flow, fixed)).wait(idle=idle)
-        if last.kind != "result" or last.result is None:
-            raise InputError(last.message)
-        path.append((fraction, last.result["transform"]))
+        path.append((fraction, _answer(runner, job_at(fraction, job, fixed), idle)["transform"]))
     name = f"{moving.GetName()} -> {fixed.GetName()}, the way"
-    parent = transforms.parent_of(velocity_node)
-    sequence, browser = path_sequence(velocity_node.GetScene(), path, fixed, moving, name, parent=parent)
+    parent = transforms.parent_of(way)
+    sequence, browser = path_sequence(way.GetScene(), path, fixed, moving, name, parent=parent)
     show_item(browser, positions - 1)
     return sequence, browser
 
 
-def job_at(fraction: float, flow: dict[str, Any], fixed: Any) -> dict[str, Any]:
+def shot_again(
+    node: Any, runner: Runner, time: float = 1.0, idle: Callable[[], Any] | None = None
+) -> tuple[Any, Any]:
+    """The transform of a momentum at a time, and its inverse, as new nodes over moving and fixed volume.
+
+    Raises InputError for a node without momentum or one that was changed, and whatever the worker ends with.
+    """
+    if not momentum.holds_momentum(node):
+        raise InputError("This node holds no momentum: register by a geodesic method and keep the momentum.")
+    fixed, moving = volumes_of(node)
+    job = {**job_at(float(time), job_along(node), fixed), "inverse": True}
+    answer, so_far = _answer(runner, job, idle), "" if time == 1 else f", {100 * time:g} %"
+    scene, names = node.GetScene(), (moving.GetName(), fixed.GetName())
+    with all_or_nothing(scene, []):
+        forward = transforms.output_transform(
+            scene, answer["transform"], fixed, moving,
+            name=f"{names[0]} -> {names[1]}{so_far}", parent=transforms.parent_of(node),
+        )  # fmt: skip
+        backward = transforms.inverse_transform(
+            scene, answer["inverse"], fixed, moving, name=f"{names[1]} -> {names[0]}{so_far}"
+        )
+    return forward, backward
+
+
+def job_along(way: Any) -> dict[str, Any]:
+    """The worker's job for any position, but for the position; raises like `Path`."""
+    if momentum.holds_momentum(way):
+        return {"kind": "shoot", "geodesic": momentum.geodesic_of(way)}
+    return {"kind": "flow", **volumes.velocity_of(way)}
+
+
+def job_at(fraction: float, job: dict[str, Any], fixed: Any) -> dict[str, Any]:
     """The worker's job for one position."""
-    place = volumes.place_of(fixed)
-    return {**flow, "kind": "flow", "fraction": fraction, "storage": STORAGE, "fixed": place}
+    return {**job, "fraction": fraction, "storage": STORAGE, "fixed": volumes.place_of(fixed)}
 
 
-def volumes_of(velocity_node: Any) -> tuple[Any, Any]:
-    """Fixed and moving volume of a velocity; raises InputError when they are gone."""
-    fixed, moving = volumes.velocity_volumes(velocity_node)
+def _answer(runner: Runner, job: dict[str, Any], idle: Callable[[], Any] | None) -> dict[str, Any]:
+    """What the worker answers; raises InputError with its sentence when it ends without one."""
+    last = runner.start(job).wait(idle=idle)
+    if last.kind != "result" or last.result is None:
+        raise InputError(last.message)
+    return last.result
+
+
+def volumes_of(way: Any) -> tuple[Any, Any]:
+    """Fixed and moving volume of a velocity or momentum; raises InputError when they are gone."""
+    fixed, moving = volumes.velocity_volumes(way)
     if fixed is None or moving is None:
         raise InputError(
-            f"The volumes that '{velocity_node.GetName()}' belongs to are no longer in the scene. "
+            f"The volumes that '{way.GetName()}' belongs to are no longer in the scene. "
             "Load them, or register again."
         )
     return fixed, moving

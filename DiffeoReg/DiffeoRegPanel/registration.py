@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import slicer
 
 from DiffeoRegLib.errors import Cancelled, DeviceError, DiffeoRegError, InputError, MemoryLimitError
+from DiffeoRegLib.exchange import Image
 from DiffeoRegPanel.checks import check_not_moved, check_request, check_still_there, voxel_places
 from DiffeoRegPanel.job import job_of
 from DiffeoRegPanel.nodes import (
     hierarchy,
+    momentum,
     places,
     points,
+    regulariser,
     segmentations,
     selfcheck,
     tables,
@@ -28,6 +31,9 @@ from DiffeoRegPanel.runner import Event, Runner
 
 BESIDES = {
     "velocity": "DiffeoReg.Velocity",
+    "momentum": "DiffeoReg.Momentum",
+    "movingRegulariser": "DiffeoReg.MovingRegulariser",
+    "fixedRegulariser": "DiffeoReg.FixedRegulariser",
     "jacobianVolume": "DiffeoReg.Jacobian",
     "reportTable": "DiffeoReg.Report",
 }
@@ -44,6 +50,9 @@ KINDS: dict[str, type[DiffeoRegError]] = {
 class RegistrationResult:
     """The nodes a registration made or filled, and its numbers; None for what was not asked for.
 
+    velocity, momentum: the one from which the way to the result is followed, see `way`.
+    movingRegulariser, fixedRegulariser: width of a geodesic's regulariser, mm, at its start on the moving
+    volume and at its end on the fixed one.
     segmentations, markups, models: what was carried to the fixed volume, in the order of the request.
     report: see Resources/docs/report.md.  selfCheck: whether Slicer shows what the engine computed.
     """
@@ -53,6 +62,9 @@ class RegistrationResult:
     movedVolume: Any = None
     appearanceChange: Any = None
     velocity: Any = None
+    momentum: Any = None
+    movingRegulariser: Any = None
+    fixedRegulariser: Any = None
     jacobianVolume: Any = None
     reportTable: Any = None
     segmentations: list[Any] = field(default_factory=list)
@@ -60,6 +72,11 @@ class RegistrationResult:
     models: list[Any] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
     selfCheck: Any = None
+
+    @property
+    def way(self) -> Any:
+        """The node that the 0-100 % slider follows: velocity or momentum; None without either."""
+        return self.velocity if self.momentum is None else self.momentum
 
 
 class Registration:
@@ -76,9 +93,10 @@ class Registration:
         # As they are now: the user may go on working in the scene while the worker computes.
         self._parents = places.parent_matrix(request.fixed), places.parent_matrix(request.moving)
         self._places = voxel_places(request)
+        job, self._regions = job_of(request)
         self.result: RegistrationResult | None = None
         self.error: Exception | None = None
-        self._run = runner.start(job_of(request))
+        self._run = runner.start(job)
 
     @property
     def finished(self) -> bool:
@@ -111,18 +129,29 @@ class Registration:
             check_still_there(self.request)
             check_not_moved(self.request, self._places)
             with all_or_nothing(self.scene, _given(self.request)):
-                self.result = make_nodes(self.request, answer, self.notes, self.scene, self._parents)
+                self.result = make_nodes(
+                    self.request, answer, self.notes, self.scene, self._parents, self._regions
+                )
         except Exception as problem:  # noqa: BLE001 - whoever polls reads it in `error`
             self.error = problem
 
 
 def make_nodes(
-    request: Request, answer: dict[str, Any], notes: list[str], scene: Any, parents: tuple[Matrix, Matrix]
+    request: Request,
+    answer: dict[str, Any],
+    notes: list[str],
+    scene: Any,
+    parents: tuple[Matrix, Matrix],
+    regions: Mapping[int, str],
 ) -> RegistrationResult:
-    """All nodes of a finished run; parents: of fixed and moving volume when it began."""
+    """All nodes of a finished run.
+
+    parents: of fixed and moving volume when it began.  regions: names of the regions by their label.
+    """
     fixed, moving, outputs = request.fixed, request.moving, request.outputs
     parts, inverse_parts, moved = answer["transform"], answer["inverse"], answer["moved"]
     result, former = RegistrationResult(report=dict(answer["report"])), besides(outputs.transform)
+    pieces = momentum.other_nodes(former["momentum"]) if "momentum" in former else []
     result.outputTransform = transforms.output_transform(
         scene, parts, fixed, moving, node=outputs.transform, parent=parents[1]
     )
@@ -147,20 +176,34 @@ def make_nodes(
         )
     if answer.get("velocity") is not None:
         result.velocity = _velocity(request, answer, scene, parents[1], former.get("velocity"))
+    if answer.get("geodesic") is not None:
+        name = f"{moving.GetName()} -> {fixed.GetName()}"
+        result.momentum = momentum.momentum_node(
+            scene, answer["geodesic"], name, fixed, moving, parent=parents[1], node=former.get("momentum")
+        )
+    if answer.get("sigma") is not None:
+        _regularisers(request, answer["sigma"], former, result)
     _carry(request, answer, result)
     result.reportTable = tables.report_table(
         scene,
         result.report,
         name=f"Report, {result.outputTransform.GetName()}",
         node=former.get("reportTable"),
+        region_names=regions,
     )
     for name, role in BESIDES.items():
         if getattr(result, name) is not None:
             result.outputTransform.SetNodeReferenceID(role, getattr(result, name).GetID())
     for node in _made(result):
         hierarchy.place_beside(node, fixed)
+    if result.movingRegulariser is not None:
+        hierarchy.place_beside(result.movingRegulariser, moving)
+        hierarchy.place_beside(result.fixedRegulariser, fixed)
     if not outputs.want_volume:
         transforms.apply_to(result.outputTransform, moving)
+    if result.momentum is not None:
+        for spare in momentum.spare_nodes(result.momentum, pieces):
+            scene.RemoveNode(spare)
     return result
 
 
@@ -181,6 +224,17 @@ def _velocity(request: Request, answer: dict[str, Any], scene: Any, parent: Matr
     return volumes.velocity_node(
         scene, field_of, steps, matrices, name, request.fixed, request.moving, parent=parent, node=node
     )
+
+
+def _regularisers(
+    request: Request, sigma: Mapping[str, Image], former: Mapping[str, Any], result: RegistrationResult
+) -> None:
+    """Start and end of the regulariser, each where it belongs, both in one window."""
+    widest = regulariser.widest_of([*sigma.values()])
+    for side, volume, time in (("moving", request.moving, 0), ("fixed", request.fixed, 1)):
+        key, name = f"{side}Regulariser", f"{volume.GetName()} regulariser t={time} (mm)"
+        node = regulariser.regulariser_on(volume, sigma[side], name, widest, node=former.get(key))
+        setattr(result, key, node)
 
 
 def _carry(request: Request, answer: dict[str, Any], result: RegistrationResult) -> None:
@@ -208,18 +262,20 @@ def _carry(request: Request, answer: dict[str, Any], result: RegistrationResult)
 def _made(result: RegistrationResult) -> list[Any]:
     single = (
         result.outputTransform, result.inverseTransform, result.movedVolume, result.appearanceChange,
-        result.velocity, result.jacobianVolume, result.reportTable,
+        result.velocity, result.momentum, result.jacobianVolume, result.reportTable,
     )  # fmt: skip
-    return [
-        node for node in (*single, *result.segmentations, *result.markups, *result.models) if node is not None
-    ]
+    several = (*result.segmentations, *result.markups, *result.models)
+    pieces = [] if result.momentum is None else momentum.other_nodes(result.momentum)
+    return [node for node in (*single, *pieces, *several) if node is not None]
 
 
 def _given(request: Request) -> list[Any]:
     """Nodes that are there already and that the run fills."""
     outputs = request.outputs
     chosen = [node for node in (outputs.transform, outputs.inverse, outputs.volume) if node is not None]
-    return [*chosen, *besides(outputs.transform).values()]
+    former = besides(outputs.transform)
+    pieces = momentum.other_nodes(former["momentum"]) if "momentum" in former else []
+    return [*chosen, *former.values(), *pieces]
 
 
 @contextlib.contextmanager

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from DiffeoRegLib.settings import Settings
+from DiffeoRegLib.stiffness import REST, Stiffness
 
 STORAGES = ("half", "full")
+NORMAL = "normal"
+"""Stiffness of a region that was given none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +46,9 @@ class Outputs:
 
     transform, inverse, volume: nodes to fill; None = a new node.
     want_volume: False applies the transform to the moving volume instead.
-    want_velocity: keep the velocity field as a node, which the 0-100 % slider needs.
+    want_velocity: keep what the 0-100 % slider follows as a node: the velocity, or the momentum of a
+    geodesic.
+    want_regulariser: the width of the regulariser as a volume on the moving and one on the fixed volume.
     storage: the transform's grid, `half` the resolution of the fixed volume or `full`.
     """
 
@@ -54,6 +59,7 @@ class Outputs:
     want_volume: bool = True
     want_velocity: bool = True
     want_jacobian: bool = False
+    want_regulariser: bool = False
     storage: str = "half"
 
 
@@ -61,7 +67,9 @@ class Outputs:
 class Request:
     """One registration of the moving volume to the fixed volume.
 
-    stiffness: segment id of `regions` -> preset name or number (region-specific methods).
+    regions: parts of the moving volume of different stiffness (region-specific methods).
+    stiffness: segment id of `regions` -> its stiffness, NORMAL where it is missing.
+    rest: stiffness of everything else.
     segmentations, markups, models: nodes that lie on the moving volume and are carried to the fixed one.
     """
 
@@ -75,7 +83,8 @@ class Request:
     evaluation: Matching = field(default_factory=Matching)
     pathology: Region | None = None
     regions: Region | None = None
-    stiffness: Mapping[str, str | float] = field(default_factory=dict)
+    stiffness: Mapping[str, Stiffness] = field(default_factory=dict)
+    rest: Stiffness = REST
     segmentations: tuple[Any, ...] = ()
     markups: tuple[Any, ...] = ()
     models: tuple[Any, ...] = ()

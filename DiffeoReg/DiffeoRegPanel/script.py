@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from DiffeoRegLib.settings import Settings
+from DiffeoRegLib.stiffness import REST, Stiffness
 from DiffeoRegPanel.request import Matching, Outputs, Region, Request
 
 NAMED_SETTINGS = ("method", "steps", "preset", "effort")
@@ -72,6 +73,8 @@ def arguments_of(request: Request) -> list[tuple[str, str]]:
         found.append(("regionSegmentation", _region_text(request.regions)))
     if request.stiffness:
         found.append(("stiffness", repr(dict(request.stiffness))))
+    if request.rest != REST:
+        found.append(("rest", repr(request.rest)))
     for name, nodes in (
         ("movingSegmentation", request.segmentations),
         ("movingMarkups", request.markups),
@@ -110,7 +113,8 @@ def command_lines(request: Request) -> list[str]:
             words += [f"--{side}-mask", _file_of(mask.node)]
             words += [f"--exclude-{side}-mask"] if mask.exclude else []
     words += _segmentation_words(request, left_out)
-    left_out += [name for name in ("pathology", "regions", "markups", "models") if getattr(request, name)]
+    words += _region_words(request, left_out)
+    left_out += [name for name in ("pathology", "markups", "models") if getattr(request, name)]
     comments = ["# The same from a command line, with the nodes saved to these files:"]
     comments += _wrapped(words)
     if left_out:
@@ -124,6 +128,23 @@ def _initial_words(request: Request, left_out: list[str]) -> list[str]:
         left_out.append("initial transform together with init")
         return []
     return ["--init", _file_of(request.initial, ".h5")]
+
+
+def _region_words(request: Request, left_out: list[str]) -> list[str]:
+    """Regions and their stiffness; which label a segment gets in a file is not known here."""
+    if request.regions is None:
+        return []
+    words = ["--regions", _file_of(request.regions.node)]
+    if request.regions.node.IsA("vtkMRMLLabelMapVolumeNode"):
+        given = [f"{label}={_stiffness_text(value)}" for label, value in request.stiffness.items()]
+        words += [word for text in given for word in ("--stiffness", text)]
+    else:
+        left_out.append("stiffness of the segments (--stiffness LABEL=NAME, by the labels of the file)")
+    return words + ([] if request.rest == REST else ["--rest", _stiffness_text(request.rest)])
+
+
+def _stiffness_text(stiffness: Stiffness) -> str:
+    return stiffness if isinstance(stiffness, str) else ",".join(f"{share:g}" for share in stiffness)
 
 
 def _segmentation_words(request: Request, left_out: list[str]) -> list[str]:
@@ -184,6 +205,7 @@ def _output_arguments(outputs: Outputs) -> list[tuple[str, str]]:
         ("wantVolume", "want_volume"),
         ("wantVelocity", "want_velocity"),
         ("wantJacobian", "want_jacobian"),
+        ("wantRegulariser", "want_regulariser"),
         ("storage", "storage"),
     ):
         if getattr(outputs, name) != getattr(default, name):

@@ -284,7 +284,7 @@ def keep_result(parameters: Any, result: Any, request: Request) -> None:
             parameters.outputs.inverse = result.inverseTransform
         if result.movedVolume is not None:
             parameters.outputs.volume = result.movedVolume
-        parameters.velocity, parameters.jacobian = result.velocity, result.jacobianVolume
+        parameters.velocity, parameters.jacobian = result.way, result.jacobianVolume
         parameters.reportTable = result.reportTable
         parameters.resultFixed, parameters.resultSource = request.fixed, request.moving
         parameters.resultMoving = result.movedVolume or request.moving

@@ -32,7 +32,8 @@ def card_with(name: str, **changes: Any) -> Card:
 WEIGHT = WeightFile("net.safetensors", "https://example.org/net", "0" * 64, 1_000_000, "CC-BY-NC-4.0", False)
 MORE_CARDS = {
     "pathological": card_with("pathological", needs_pathology_mask=True),
-    "regional": card_with("regional", needs_region_labels=True),
+    "regional": card_with("regional", needs_region_labels=True, kernels=True, geodesic=True),
+    "kernels": card_with("kernels", kernels=True),
     "direct": card_with("direct", time_steps=False, refinable=False, weights=(WEIGHT,)),
     "group": card_with("group", needs_group=True),
     "shipped": card_with(
@@ -257,7 +258,8 @@ def result_nodes(fixed: Any, moving: Any) -> Any:
     return SimpleNamespace(
         outputTransform=scene.AddNewNodeByClass("vtkMRMLTransformNode", "MR -> CT"),
         inverseTransform=scene.AddNewNodeByClass("vtkMRMLTransformNode", "CT -> MR"),
-        movedVolume=add_volume("MR on CT", 4), velocity=velocity, jacobianVolume=add_volume("Jacobian", 5),
+        movedVolume=add_volume("MR on CT", 4), velocity=velocity, way=velocity,
+        jacobianVolume=add_volume("Jacobian", 5),
         reportTable=scene.AddNewNodeByClass("vtkMRMLTableNode", "Report"), report=REPORT,
         selfCheck=SimpleNamespace(sentence=CHECK, ok=True), segmentations=[], markups=[], models=[],
     )  # fmt: skip

@@ -47,15 +47,20 @@ def add_launcher(home: Path) -> None:
 
 def show_states(bench: Bench, widget: Any, panel: Any, pair: Pair, folder: Path) -> None:
     """The panel before a run: as it opens, with each method, with masks and segmentations."""
+    from DiffeoRegPanel.panel_choices import methods  # the bench has to be there
+
     fold(panel, "setupSection")
     picture(bench, widget, folder / "panel-opened.png")
     panel.ui.fixedSelector.setCurrentNode(pair.fixed)
     panel.ui.movingSelector.setCurrentNode(pair.moving)
     panel.parameters.model.preset = "brain-mr"
     fold(panel)
-    for name in CARDS:
+    panel.parameters.regions.node = pair.moving_labels
+    for name, _ in methods():
         panel.parameters.model.method = name
+        fold(panel, *(["masksSection"] if CARDS[name].needs_region_labels else []))
         picture(bench, widget, folder / f"panel-{name}.png")
+    panel.parameters.regions.node = None
     panel.parameters.model.method = "svf"
     panel.parameters.segmentations = [pair.moving_labels]
     panel.parameters.evaluation.fixed.node = pair.fixed_labels

@@ -220,15 +220,50 @@ def test_what_the_method_needs(monkeypatch, scene, good):
     refused(request, "'hollow' has no segments", pathology=hollow, regions=region)
     refused(request, "'hollow' has no segments", pathology=region, regions=hollow)
     whole = dataclasses.replace(
-        request, pathology=region, regions=region, stiffness={"id-liver": 2.0, "gone": 1.0}
+        request,
+        pathology=region,
+        regions=region,
+        stiffness={"id-liver": "soft", "gone": (1.0, 0.0, 0.0, 0.0)},
     )
     notes = check_request(whole)
     assert any("Stiffness" in note and "gone" in note and "id-liver" not in note for note in notes)
-    assert any("overlap" in note for note in notes)
+    assert any("overlap" in note and "further down in the list" in note for note in notes)
     for field, what in (("pathology", "pathology mask"), ("regions", "regions")):
         refused(good, f"does not use the {what} 'organs'", "remove it", **{field: region})
+    refused(good, "does not use a stiffness", "leave it out", stiffness={"id-liver": "soft"})
     with pytest.raises(DiffeoRegError, match="There is no method 'sfv'"):
         check_request(dataclasses.replace(good, settings=Settings(method="sfv")))
+
+
+def test_regions_belong_to_the_moving_volume(scene, good):
+    request = dataclasses.replace(good, settings=Settings(method="rdmm-regions"))
+    refused(request, "needs regions", "a segmentation of the moving volume")
+    far = cases.MOVING_PLACE.copy()
+    far[:3, 3] += 500
+    away = cases.add_segmentation(scene, [cases.labels()], far, [["liver", "tumour", "spine"]], "away")
+    refused(request, "'away' does not touch the volume 'moving'", regions=Region(away))
+    good.moving.SetOrigin(0, 0, 5000)  # the fixed volume may lie anywhere
+    far[2, 3] = 5000
+    far[:2, 3] = 0
+    near = cases.add_segmentation(scene, [cases.labels()], far, [["liver", "tumour", "spine"]], "near")
+    check_request(dataclasses.replace(request, regions=Region(near)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"stiffness": {"id-liver": "hard"}}, ("Stiffness of liver", "'hard'", "soft")),
+        ({"stiffness": {"id-liver": (2.0,)}}, ("Stiffness of liver", "1 kernels", "4")),
+        ({"stiffness": {"id-liver": (0.0,) * 4}}, ("Stiffness of liver", "not all 0")),
+        ({"rest": (1.0, -1.0, 0.0, 0.0)}, ("Stiffness of everything else", "negative")),
+        ({"settings": Settings(method="rdmm-regions", kernel_sigmas=(0.1, 0.2))}, ("normal", "4", "2")),
+    ],
+)
+def test_a_stiffness_that_means_nothing_is_refused(scene, good, changes, words):
+    request = dataclasses.replace(
+        good, settings=Settings(method="rdmm-regions"), regions=Region(organs(scene))
+    )
+    refused(request, *words, **{"stiffness": {"id-liver": "normal"}, **changes})
 
 
 def test_outputs_that_are_inputs_or_each_other(scene, good):

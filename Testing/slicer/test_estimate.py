@@ -15,10 +15,12 @@ import pytest
 from DiffeoRegLib.catalog import CARDS, Card, Measured
 from DiffeoRegLib.settings import EFFORTS, PRESETS, Settings
 from DiffeoRegPanel import estimate as room
+from DiffeoRegPanel import estimate_momentum as momentum
 from DiffeoRegPanel.estimate import Estimate, estimate
 
 SPACING = (1.0, 1.0, 1.0)
 BRAIN = (156, 206, 166)
+PAIR = (34, 52, 35)  # the shipped one
 
 
 def guess(
@@ -41,6 +43,11 @@ MEASURED = [
     (96, 1, "fast", "general", "affine", 3.77, 464),
     (BRAIN, 2, "balanced", "general", "svf", 18.0, 2150),  # Resources/docs/results.md, with our affine
     (BRAIN, 2, "fast", "general", "svf", 9.5, 950),
+    (PAIR, 1, "fast", "general", "vsvf", 9.5, 565),
+    (PAIR, 1, "balanced", "general", "vsvf", 16.4, 566),
+    (PAIR, 1, "fast", "general", "lddmm", 22.0, 638),
+    (PAIR, 1, "balanced", "general", "lddmm", 46.2, 656),
+    (PAIR, 1, "fast", "general", "rdmm", 52.0, 1078),
 ]
 
 
@@ -128,6 +135,64 @@ def test_a_run_done_now_takes_the_memory_estimated(samples: Path) -> None:
     megabytes, shape = json.loads(done.stdout)
     found = estimate(CARDS["svf"], Settings(effort="fast"), shape, SPACING, shape, cores=1)
     assert megabytes / 2 < found.memory_mb < megabytes * 2
+
+
+KINDS = ("vsvf", "lddmm", "rdmm", "rdmm-regions")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", KINDS)
+def test_what_is_assumed_of_the_methods_of_kernels_is_theirs(preset: str, name: str) -> None:
+    from DiffeoRegLib.methods.options import options_from
+
+    settings = Settings(method=name, preset=preset)
+    own, assumed = options_from(settings, name), momentum.recipe_of(CARDS[name], settings)  # type: ignore[arg-type]
+    assert (assumed.narrowest, assumed.unit) == (min(own.kernels.sigmas), own.kernels.units)
+    assert assumed.kernels == len(own.kernels.sigmas)
+    for effort, counts in own.iterations.items():  # a guess need not follow every change of a number
+        guessed = assumed.iterations[effort]
+        assert all(a <= 1.5 * b and b <= 1.5 * a for a, b in zip(guessed, counts, strict=True)), effort
+    assert assumed.coarse_maps == own.coarse_maps
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_map_grid_and_memory_are_the_engine_s(name: str) -> None:
+    import numpy as np
+
+    from DiffeoRegLib.methods.map_grid import map_grid
+    from DiffeoRegLib.methods.memory import memory_of
+    from DiffeoRegLib.methods.options import options_from
+    from DiffeoRegLib.space.grid import Grid
+
+    shape, spacing = (80, 96, 150), (2.0, 1.5, 1.0)
+    working = Grid(shape, np.diag([*spacing, 1.0]))
+    for settings in (
+        Settings(method=name),
+        Settings(method=name, kernel_sigmas=(9.0, 20.0), kernel_units="mm"),
+    ):
+        recipe = momentum.recipe_of(CARDS[name], settings)
+        place = map_grid(working, options_from(settings, name).kernels)  # type: ignore[arg-type]
+        strides = momentum.strides_of(recipe, shape, spacing)
+        assert place.grid.shape == tuple(-(-n // s) for n, s in zip(shape, strides, strict=True))
+        needed = memory_of(settings)
+        assert needed is not None
+        found = momentum.need_of(CARDS[name], settings, shape, spacing).memory_mb + room.BASE_MB
+        assert needed(working) / 1.3e6 < found < needed(working) * 1.3 / 1e6
+
+
+def test_methods_of_kernels_take_longer_the_more_they_do() -> None:
+    times = [guess(64, 1, "balanced", method=name).cpu_seconds for name in ("vsvf", "lddmm", "rdmm")]
+    assert times == sorted(times)
+    settings = {"method": "lddmm", "init": "identity"}
+    few, many = (
+        estimate(CARDS["lddmm"], Settings(steps=n, **settings), (64,) * 3, SPACING, (64,) * 3, cores=1)
+        for n in (5, 20)
+    )
+    assert many.cpu_seconds > 2 * few.cpu_seconds
+    assert many.memory_mb > few.memory_mb
+    assert guess(64, 1, "fast", method="lddmm").transform_mb == guess(64, 1, "fast").transform_mb
+    flat = estimate(CARDS["lddmm"], Settings(method="lddmm"), (1, 128, 128), SPACING, (1, 128, 128), cores=1)
+    assert 0 < flat.cpu_seconds < 60
 
 
 def test_more_work_is_estimated_to_take_longer() -> None:

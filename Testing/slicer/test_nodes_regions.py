@@ -50,26 +50,44 @@ def test_masks_lie_on_the_grid_of_the_volume(scene, fixed, turned):
 
 def test_the_same_grid_is_not_resampled(scene, moving):
     source = cases.organs(scene)
-    image, ids = regions.labels_of(Region(source), moving)
-    assert set(ids.values()) == {"id-liver", "id-tumour", "id-spine", "id-ball"}
-    label = {key: value for value, key in ids.items()}
+    image, entries = regions.labels_of(Region(source), moving)
+    assert [entry.name for entry in entries.values()] == ["liver", "tumour", "spine", "ball"]
+    label = {entry.key: value for value, entry in entries.items()}
     assert image.array.dtype == np.int16
     np.testing.assert_array_equal(image.array == label["id-spine"], cases.labels() == 7)
 
 
-def test_the_smaller_of_overlapping_segments_counts(scene, moving):
+def test_the_later_of_overlapping_segments_counts(scene, moving):
+    """As in the list, whatever their sizes; Slicer's own label maps do the same."""
     source = cases.organs(scene)
-    image, ids = regions.labels_of(Region(source), moving)
-    label = {key: value for value, key in ids.items()}
+    labels, ball = cases.labels(), cases.ball() > 0
+    assert (ball & (labels == 1)).any()
+    assert (ball & (labels == 2)).any()
+    image, entries = regions.labels_of(Region(source), moving)
+    label = {entry.name: value for value, entry in entries.items()}
+    np.testing.assert_array_equal(image.array == label["ball"], ball)
+    np.testing.assert_array_equal(image.array == label["tumour"], (labels == 2) & ~ball)
+    source.GetSegmentation().SetSegmentIndex("id-ball", 0)
+    image, entries = regions.labels_of(Region(source), moving)
+    assert [entry.name for entry in entries.values()] == ["ball", "liver", "tumour", "spine"]
+    np.testing.assert_array_equal(image.array == 1, ball & (labels == 0))
+    np.testing.assert_array_equal(image.array == 3, labels == 2)
+    (note,) = regions.overlap_notes(Region(source), moving, by_order=True)
+    assert "further down in the list counts" in note
+
+
+def test_the_smaller_of_overlapping_segments_counts_where_structures_match(scene, moving):
+    source = cases.organs(scene)
     labels, ball = cases.labels(), cases.ball() > 0
     sizes = [(labels == 2).sum(), ball.sum(), (labels == 1).sum()]
     assert sizes == sorted(sizes)
-    assert (ball & (labels == 1)).any()
-    assert (ball & (labels == 2)).any()
-    np.testing.assert_array_equal(image.array == label["id-tumour"], labels == 2)
-    np.testing.assert_array_equal(image.array == label["id-ball"], ball & (labels != 2))
-    np.testing.assert_array_equal(image.array == label["id-liver"], (labels == 1) & ~ball)
+    image, _, names = regions.matched_labels(Region(source), Region(source), moving, moving)
+    label = {name: value for value, name in names.items()}
+    np.testing.assert_array_equal(image.array == label["tumour"], labels == 2)
+    np.testing.assert_array_equal(image.array == label["ball"], ball & (labels != 2))
+    np.testing.assert_array_equal(image.array == label["liver"], (labels == 1) & ~ball)
     (note,) = regions.overlap_notes(Region(source), moving)
+    assert "smaller one counts" in note
     assert "overlap" in note
     assert "'ball'" in note
     assert "'liver'" in note
@@ -170,10 +188,10 @@ def test_label_maps_of_floats_and_images_loaded_as_label_maps(scene, moving):
     labels = cases.labels().astype(np.float32)
     labels[0, 0, 0] = np.nan
     floats = cases.add_volume(labels, cases.MOVING_PLACE, "floats", "vtkMRMLLabelMapVolumeNode")
-    image, ids = regions.labels_of(Region(floats), moving)
-    assert list(ids.values()) == ["1", "2", "7"]
-    for label, value in ids.items():
-        np.testing.assert_array_equal(image.array == label, cases.labels() == int(value))
+    image, entries = regions.labels_of(Region(floats), moving)
+    assert [entry.key for entry in entries.values()] == ["1", "2", "7"]
+    for label, entry in entries.items():
+        np.testing.assert_array_equal(image.array == label, cases.labels() == entry.value)
     many = np.arange(np.prod(cases.MOVING_SHAPE), dtype=np.int32).reshape(cases.MOVING_SHAPE)
     picture = cases.add_volume(many, cases.MOVING_PLACE, "picture", "vtkMRMLLabelMapVolumeNode")
     with pytest.raises(InputError, match=r"'picture' has 82367 different values.*not an image"):

@@ -153,7 +153,7 @@ def test_empty_segments_stay_in_the_list(scene, fixed):
     assert not cases.segment_mask(carried, shared).any()
     assert out.GetSegment("alone").GetRepresentation("Binary labelmap").IsEmpty()
     assert list(out.GetSegmentIDs()) == list(source.GetSegmentation().GetSegmentIDs())
-    assert set(segmentations.labels_of(Region(source), fixed)[1].values()) == {
+    assert {entry.key for entry in segmentations.labels_of(Region(source), fixed)[1].values()} == {
         "id-liver", "id-tumour", "id-spine", "id-ball",
     }  # fmt: skip
 

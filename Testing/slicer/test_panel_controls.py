@@ -15,17 +15,24 @@ pytestmark = pytest.mark.usefixtures("bench")
 OPTIONAL = {
     "pathologyGroup", "regionsGroup", "guidanceGroup", "stepsRow", "refinementSpin", "regularitySlider",
     "wantVelocity", "wantJacobian", "storageCombo", "windowSpin", "largeCombo", "modelWeights",
-    "weightsButtons",
+    "weightsButtons", "wantRegulariser", "kernelWidthsEdit", "kernelUnitsCombo", "kernelWeightsEdit",
+    "integratorCombo",
 }  # fmt: skip
 DEFORMABLE = {
     "guidanceGroup", "regularitySlider", "wantJacobian", "storageCombo", "windowSpin", "largeCombo"
 }  # fmt: skip
 FLOW = DEFORMABLE | {"stepsRow", "refinementSpin", "wantVelocity"}
+KERNELS = (FLOW - {"refinementSpin", "largeCombo"}) | {
+    "kernelWidthsEdit", "kernelUnitsCombo", "kernelWeightsEdit"
+}  # fmt: skip
 SHOWN = {
     "affine": set(),
     "svf": FLOW,
     "pathological": FLOW | {"pathologyGroup"},
-    "regional": FLOW | {"regionsGroup"},
+    "regional": (KERNELS - {"kernelWeightsEdit"}) | {"regionsGroup", "wantRegulariser", "integratorCombo"},
+    "kernels": KERNELS,
+    "vsvf": KERNELS,
+    "lddmm": KERNELS | {"wantRegulariser", "integratorCombo"},
     "direct": (DEFORMABLE | {"modelWeights", "weightsButtons"}) - {"largeCombo"},
     "shipped": (FLOW | {"modelWeights"}) - {"largeCombo"},
 }
@@ -161,21 +168,74 @@ def test_a_stiffness_for_every_region(panel: Any) -> None:
     node = cases.add_segmentation("tissue", ("bone", "muscle"))
     panel.ui.regionsNode.setCurrentNode(node)
     table = panel.ui.stiffnessTable
-    assert (table.rowCount, table.item(1, 0).text()) == (2, "muscle")
+    names = [table.item(row, 0).text() for row in range(table.rowCount)]
+    assert names == ["bone", "muscle", "Everything else"]
     table.cellWidget(0, 1).setEditText("rigid-like")
-    table.cellWidget(1, 1).setEditText("0.5")
-    assert panel.request().stiffness == {"S1": "rigid-like", "S2": 0.5}
-    table.cellWidget(1, 1).setEditText("hard")
-    assert "'hard' is no stiffness" in panel.problem()
+    table.cellWidget(1, 1).setEditText("0.1, 0.4, 0.5, 0")
+    table.cellWidget(2, 1).setEditText("stiff")
+    request = panel.request()
+    assert request.stiffness == {"S1": "rigid-like", "S2": (0.1, 0.4, 0.5, 0.0)}
+    assert (request.regions.node, request.rest) == (node, "stiff")
+
+
+@pytest.mark.parametrize(
+    ("row", "text", "words"),
+    [
+        (0, "hard", "bone: There is no stiffness 'hard'"),
+        (0, "0.5", "bone: The stiffness (0.5,) holds the shares of 1 kernels, and there are 4"),
+        (0, "0, 0, 0, 0", "bone: A stiffness is"),
+        (1, "0.1, -0.4, 0.5, 0", "Everything else: A stiffness is"),
+        (1, "", "Everything else: A stiffness is"),
+    ],
+)
+def test_a_wrong_stiffness_is_said_and_not_kept(panel: Any, row: int, text: str, words: str) -> None:
+    cases.choose_pair(panel)
+    choose(panel.ui.methodCombo, "regional")
+    panel.ui.regionsNode.setCurrentNode(cases.add_segmentation("tissue", ("bone",)))
+    assert panel.problem() == ""
+    panel.ui.stiffnessTable.cellWidget(row, 1).setEditText(text)
+    assert panel.problem().startswith(words)
+    assert panel.ui.statusLabel.text.startswith(words)
     assert not panel.ui.applyButton.enabled
+    assert (panel.parameters.stiffness, panel.parameters.rest) == ("{}", "rigid-like")
+    panel.ui.stiffnessTable.cellWidget(row, 1).setEditText("soft")
+    assert panel.ui.applyButton.enabled
+
+
+def test_shares_are_as_many_as_kernels(panel: Any) -> None:
+    cases.choose_pair(panel)
+    choose(panel.ui.methodCombo, "regional")
+    panel.ui.regionsNode.setCurrentNode(cases.add_segmentation("tissue", ("bone",)))
+    panel.ui.kernelWidthsEdit.setText("5, 10")
+    assert "there are 2" in panel.problem()
+    table = panel.ui.stiffnessTable
+    table.cellWidget(0, 1).setEditText("1, 0")
+    table.cellWidget(1, 1).setEditText("0, 1")
+    choose(panel.ui.kernelUnitsCombo, "mm")
+    request = panel.request()
+    assert (request.settings.kernel_sigmas, request.settings.kernel_units) == ((5.0, 10.0), "mm")
+    assert (request.stiffness, request.rest) == ({"S1": (1.0, 0.0)}, (0.0, 1.0))
+    panel.ui.kernelWidthsEdit.setText("5, wide")
+    assert "Kernel widths are numbers with commas between" in panel.problem()
+
+
+def test_stiffness_of_a_segmentation_chosen_before_does_not_count(panel: Any) -> None:
+    cases.choose_pair(panel)
+    choose(panel.ui.methodCombo, "regional")
+    panel.ui.regionsNode.setCurrentNode(cases.add_segmentation("tissue", ("bone", "muscle")))
+    for row in (0, 1):
+        panel.ui.stiffnessTable.cellWidget(row, 1).setEditText("soft")
+    panel.ui.regionsNode.setCurrentNode(cases.add_segmentation("other", ("bone",)))
+    assert panel.request().stiffness == {"S1": "soft"}
 
 
 def test_stiffness_of_the_parameters_is_shown(panel: Any) -> None:
     choose(panel.ui.methodCombo, "regional")
     panel.parameters.regions.node = cases.add_segmentation("tissue", ("bone", "muscle"))
     panel.parameters.stiffness = json.dumps({"S1": "stiff"})
+    panel.parameters.rest = "soft"
     table = panel.ui.stiffnessTable
-    assert (table.cellWidget(0, 1).currentText, table.cellWidget(1, 1).currentText) == ("stiff", "normal")
+    assert [table.cellWidget(row, 1).currentText for row in range(3)] == ["stiff", "normal", "soft"]
 
 
 def test_ticked_nodes_are_carried(panel: Any) -> None:
@@ -247,6 +307,35 @@ def test_all_settings_reach_the_request(panel: Any) -> None:
     assert (s.similarity, s.device, s.threads, s.dense_iterations) == ("mind", "cpu", 2, 0)
     assert (s.working_spacing_mm, s.window_vox, s.guidance_weight) == (1.5, 7.0, 3.0)
     assert (s.padding_mm, s.memory_limit_gb, request.outputs.storage) == (10.0, 4.0, "full")
+
+
+def test_kernels_and_integrator_reach_the_request_of_the_methods_that_have_them(panel: Any) -> None:
+    cases.choose_pair(panel)
+    ui = panel.ui
+    choose(ui.methodCombo, "lddmm")
+    s = panel.request().settings
+    assert (s.kernel_sigmas, s.kernel_weights, s.kernel_units, s.integrator) == (None, None, "box", None)
+    choose(ui.kernelUnitsCombo, "mm")
+    assert panel.problem() == ""  # a unit alone says nothing
+    ui.kernelWidthsEdit.setText("4, 8; 16")
+    ui.kernelWeightsEdit.setText("1 2 3")
+    choose(ui.integratorCombo, "dopri5")
+    ui.refinementSpin.setValue(7)
+    choose(ui.largeCombo, "on")
+    ui.wantRegulariser.setChecked(True)
+    request = panel.request()
+    s = request.settings
+    assert (s.kernel_sigmas, s.kernel_weights) == ((4.0, 8.0, 16.0), (1.0, 2.0, 3.0))
+    assert (s.kernel_units, s.integrator) == ("mm", "dopri5")
+    assert (s.dense_iterations, s.large_displacement) == (None, None)
+    assert request.outputs.want_regulariser
+    ui.kernelWeightsEdit.setText("1, 2")
+    assert "3 kernels need as many weights" in panel.problem()
+    choose(ui.methodCombo, "svf")
+    request = panel.request()
+    assert (request.settings.kernel_sigmas, request.settings.integrator) == (None, None)
+    assert (request.settings.dense_iterations, request.settings.large_displacement) == (7, True)
+    assert not request.outputs.want_regulariser
 
 
 def test_every_control_explains_itself(panel: Any) -> None:

@@ -146,10 +146,8 @@ def test_the_users_nodes_are_filled(pair, runner):
     assert volume.GetImageData().GetNumberOfPoints() == pair[0].GetImageData().GetNumberOfPoints()
 
 
-def test_parent_transforms_of_the_inputs_are_respected(pair, runner):
-    """Both volumes under linear transforms: the same anatomy must meet, and the parents stay as they are."""
-    fixed, moving = pair
-    plain = run(Request(fixed, moving, FAST), runner)
+def put_under_parents(fixed, moving):
+    """Each volume under a linear transform of its own."""
     parents = []
     for volume, angle in ((fixed, 20), (moving, -15)):
         turn = vtk.vtkTransform()
@@ -159,6 +157,14 @@ def test_parent_transforms_of_the_inputs_are_respected(pair, runner):
         parent.SetMatrixTransformToParent(turn.GetMatrix())
         volume.SetAndObserveTransformNodeID(parent.GetID())
         parents.append(parent)
+    return parents
+
+
+def test_parent_transforms_of_the_inputs_are_respected(pair, runner):
+    """Both volumes under linear transforms: the same anatomy must meet, and the parents stay as they are."""
+    fixed, moving = pair
+    plain = run(Request(fixed, moving, FAST), runner)
+    parents = put_under_parents(fixed, moving)
     result = run(Request(fixed, moving, FAST), runner)
     assert result.selfCheck.ok, result.selfCheck.sentence
     assert fixed.GetTransformNodeID() == parents[0].GetID()

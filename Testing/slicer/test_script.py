@@ -25,10 +25,10 @@ SIGNATURE = {
     "fixedGuidance": None, "movingGuidance": None, "fixedGuidancePoints": None, "movingGuidancePoints": None,
     "fixedEvaluation": None, "movingEvaluation": None, "fixedEvaluationPoints": None,
     "movingEvaluationPoints": None, "pathologyMask": None, "regionSegmentation": None, "stiffness": None,
-    "movingSegmentation": None, "movingMarkups": None, "movingModels": None, "outputTransform": None,
-    "inverseTransform": None, "outputVolume": None, "wantInverse": True, "wantVolume": True,
-    "wantVelocity": True, "wantJacobian": False, "storage": "half", "settings": None,
-    "waitForCompletion": True, "progressCallback": None,
+    "rest": "rigid-like", "movingSegmentation": None, "movingMarkups": None, "movingModels": None,
+    "outputTransform": None, "inverseTransform": None, "outputVolume": None, "wantInverse": True,
+    "wantVolume": True, "wantVelocity": True, "wantJacobian": False, "wantRegulariser": False,
+    "storage": "half", "settings": None, "waitForCompletion": True, "progressCallback": None,
 }  # fmt: skip
 AWKWARD = 'it\'s "a" \\ [x]*?'
 
@@ -105,13 +105,15 @@ def full(scene: Any) -> Request:
         evaluation=Matching(Region(organs, "Segment_3"), Region(other), points[1], points[2]),
         pathology=Region(other),
         regions=Region(organs),
-        stiffness={"Segment_0": "bone", "Segment_1": 2.5},
+        stiffness={"Segment_0": "soft", "Segment_1": (0.1, 0.4, 0.5, 0.0)},
+        rest="stiff",
         segmentations=(organs, label_map),
         markups=(points[3],),
         models=(node_of("vtkMRMLModelNode", "skin"), node_of("vtkMRMLModelNode", "bone*")),
         outputs=Outputs(
             node_of("vtkMRMLTransformNode", "out"), node_of("vtkMRMLTransformNode", "in"), volume("moved"),
-            want_inverse=False, want_velocity=False, want_jacobian=True, storage="full",
+            want_inverse=False, want_velocity=False, want_jacobian=True, want_regulariser=True,
+            storage="full",
         ),
     )  # fmt: skip
 
@@ -156,7 +158,8 @@ CHANGES = {
     "evaluation": lambda: Matching(moving_points=node_of("vtkMRMLMarkupsFiducialNode", "f")),
     "pathology": lambda: Region(segmentation("s", "one"), "Segment_0"),
     "regions": lambda: Region(segmentation("s", "one")),
-    "stiffness": lambda: {"3": 1.5},
+    "stiffness": lambda: {"3": (0.2, 0.8)},
+    "rest": lambda: "normal",
     "segmentations": lambda: (segmentation("s", "one"),),
     "markups": lambda: tuple(node_of("vtkMRMLMarkupsFiducialNode", n) for n in "ab"),
     "models": lambda: (node_of("vtkMRMLModelNode", "skin"),),
@@ -215,7 +218,9 @@ def test_the_command_line_is_one_the_command_takes(full: Request) -> None:
     assert not found.exclude_moving_mask
     assert found.guidance_moving_seg == "organs.nii.gz"
     assert found.init == "by hand.h5"
-    for word in ("guidance_weight", "extras", "pathology", "regions", "markups", "models"):
+    assert found.regions == found.fixed_mask
+    assert found.rest == "stiff"
+    for word in ("guidance_weight", "extras", "pathology", "stiffness of the segments", "markups", "models"):
         assert word in text.rpartition("# Not on the command line: ")[2]
 
 
@@ -228,6 +233,8 @@ def test_every_setting_has_its_flag_or_is_named_as_left_out(scene: Any) -> None:
         "regularity": 2.0,
         "guidance_weight": 2.0, "padding_mm": 5.0, "taper_mm": 6.0, "interpolation": "cubic", "device": "cpu",
         "threads": 2, "memory_limit_gb": 4.0, "seed": 5, "extras": {"a": 1},
+        "kernel_sigmas": (5.0, 10.0), "kernel_weights": (1.0, 2.0), "kernel_units": "mm",
+        "preweight_sigma": 4.0, "kinetic": 2.0, "integrator": "dopri5",
         "weights": "mine.safetensors", "accepted_licences": ("CC-BY-NC-4.0", "MIT"),
     }  # fmt: skip
     assert set(changed) == {field.name for field in dataclasses.fields(Settings)}
@@ -239,6 +246,18 @@ def test_every_setting_has_its_flag_or_is_named_as_left_out(scene: Any) -> None:
         flag = {"levels_mm": "--levels", "accepted_licences": "--accept-licence"}.get(name, f"--{name}")
         flag = flag.replace("_", "-")
         assert (flag in command_of(text)) != (name in left_out)
+
+
+def test_stiffness_by_label_is_on_the_command_line(scene: Any) -> None:
+    regions = Region(node_of("vtkMRMLLabelMapVolumeNode", "parts"))
+    stiffness = {"3": "soft", "4": (0.1, 0.4, 0.5, 0.0)}
+    request = Request(
+        volume("a"), volume("b"), Settings(method="rdmm-regions"), regions=regions, stiffness=stiffness
+    )
+    found = build_parser().parse_args(command_of(script_for(request))[1:])
+    assert found.regions == "parts.nii.gz"
+    assert found.stiffness == [(3, "soft"), (4, (0.1, 0.4, 0.5, 0.0))]
+    assert "Not on the command line" not in script_for(request)
 
 
 def test_the_saved_file_of_a_node_is_named(scene: Any) -> None:

@@ -43,6 +43,37 @@ def cells(node: Any) -> dict[str, list[str]]:
     return {name: lines[0] if len(lines) == 1 else [x[2] for x in lines] for name, lines in found.items()}
 
 
+REGIONS = {
+    "1": {
+        "stiffness": "soft", "volume_mm3": 12345.0, "folded_percent": 0.0,
+        "displacement_mm": {"mean": 1.234, "max": 5.678},
+        "determinant": {"mean": 1.1, "std": 0.2, "min": 0.5, "max": 1.9},
+    },
+    "7": {
+        "stiffness": [0.0, 0.5, 0.5, 0.0], "volume_mm3": 0.0, "folded_percent": None,
+        "displacement_mm": {"mean": None, "max": None},
+        "determinant": {"mean": None, "std": None, "min": None, "max": None},
+    },
+    "rest": {
+        "stiffness": "rigid-like", "volume_mm3": 1e6, "folded_percent": 0.0,
+        "displacement_mm": {"mean": 0.1, "max": 0.2},
+        "determinant": {"mean": 1.0, "std": 0.01, "min": 0.9, "max": 1.1},
+    },
+}  # fmt: skip
+
+
+def test_regions_are_in_the_table_by_name(scene: Any, report: dict[str, Any]) -> None:
+    report["regions"] = REGIONS
+    found = cells(report_table(scene, report, region_names={1: "liver\nlobe"}))
+    assert found["Region liver lobe, stiffness"][2] == "soft"
+    assert found["Region liver lobe, volume"][2:] == ["12.35", "ml"]
+    assert found["Region liver lobe, displacement, largest"][2:] == ["5.68", "mm"]
+    assert found["Region liver lobe, Jacobian determinant, standard deviation"][2] == "0.200"
+    assert found["Region 7, stiffness"][2] == "0, 0.5, 0.5, 0"
+    assert found["Region 7, folded cells"][2:] == ["-", "%"]
+    assert found["Region everything else, displacement, mean"][2] == "0.10"
+
+
 def test_the_table_holds_the_report_s_numbers(scene: Any, report: dict[str, Any]) -> None:
     node = report_table(scene, report, name="Report, a -> b")
     assert node.IsA("vtkMRMLTableNode")

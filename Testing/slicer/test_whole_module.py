@@ -111,6 +111,47 @@ def test_choose_apply_save_close_and_load_again(bench, module, tmp_path, suffix)
     assert qt.slotErrors == []
 
 
+def test_regions_and_the_way_of_a_geodesic(bench, module):
+    """A stiffness for each region of the moving volume, widths of kernels as typed, half of the way shown."""
+    pair = load_pair(bench.core)
+    widget = module.enter()
+    panel, ui = widget.panel, widget.panel.ui
+    ui.fixedSelector.setCurrentNode(pair.fixed)
+    ui.movingSelector.setCurrentNode(pair.moving)
+    ui.methodCombo.setCurrentIndex(ui.methodCombo.findData("rdmm-regions"))
+    assert "needs regions" in ui.statusLabel.text
+    assert not ui.applyButton.enabled
+    ui.regionsNode.setCurrentNode(pair.moving_labels)
+    assert ui.stiffnessTable.rowCount == 3
+    ui.stiffnessTable.cellWidget(0, 1).setEditText("soft")
+    ui.kernelWidthsEdit.setText("0.1, 0.15, 0.2, 0.4")
+    ui.workingSpin.setValue(2.0)
+    ui.wantRegulariser.setChecked(True)
+    ui.stepsAuto.setChecked(False)
+    ui.stepsSpin.setValue(6)
+    panel.parameters.model.effort = "fast"
+    panel.parameters.advanced.init = "mass"
+    apply(bench, widget)
+    assert ui.statusLabel.text.startswith("Done."), ui.logText.toPlainText()
+    momentum = panel.parameters.velocity
+    assert momentum.GetName() == "Momentum, Subject 138 -> Subject 006"
+    names = [node.GetName() for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")]
+    assert {"Subject 138 regulariser t=0 (mm)", "Subject 006 regulariser t=1 (mm)"} <= set(names)
+    assert not ui.pathSlider.isHidden()
+    points = np.array(list(np.ndindex(3, 3, 3))) * 8.0
+    whole = mapped(panel.parameters.outputs.transform, points)
+    ui.pathSlider.value = 50.0
+    bench.wait(lambda: not panel.result._path.busy, PATIENCE, "the position half way")
+    preview = pair.moving.GetParentTransformNode()
+    assert preview.GetName().endswith("(preview)")
+    half = mapped(preview, points)
+    assert np.abs(half - (points + whole) / 2).max() < 0.5
+    assert np.abs(half - whole).max() > 0.2
+    ui.restoreButton.click()
+    assert pair.moving.GetTransformNodeID() is None
+    assert qt.slotErrors == []
+
+
 def test_the_scene_is_closed_while_a_run_goes_on(bench, module):
     pair = load_pair(bench.core)
     widget = module.enter()

@@ -52,18 +52,23 @@ def mask_of(region: Region, volume: Any) -> Image:
     return Image(mask, world_from_voxel(volume), region.node.GetName())
 
 
-def labels_of(region: Region, volume: Any) -> tuple[Image, dict[int, str]]:
-    """int16 labels 1, 2, ... of all segments inside a volume, on its grid, and the segment id of each label.
+def labels_of(region: Region, volume: Any) -> tuple[Image, dict[int, Entry]]:
+    """int16 labels 1, 2, ... of all segments inside a volume, on its grid, and what each label stands for.
 
-    Where segments overlap, the smaller one counts (`overlap_notes` says so).  The segment id of a value in
-    a label map is the value as text.  Raises InputError like mask_of.
+    Where segments overlap, the later one in the list counts, as in Slicer's own label maps
+    (`overlap_notes` says so).  The key of a value in a label map is the value as text.
+    Raises InputError like mask_of.
     """
     found = _found(region, volume)
-    entries = dict(enumerate(found.entries(), start=1))
-    places = {label: [place] for label, (_, place) in entries.items()}
-    sizes = {label: found.size(where) for label, where in places.items()}
-    image = Image(_merged(found.arrays, places, sizes), world_from_voxel(volume), region.node.GetName())
-    return image, {label: entry.key for label, (entry, _) in entries.items()}
+    entries = found.entries()
+    if region.node.IsA("vtkMRMLSegmentationNode"):
+        order = list(region.node.GetSegmentation().GetSegmentIDs())
+        entries.sort(key=lambda item: order.index(item[0].key))
+    places = {label: [place] for label, (_, place) in enumerate(entries, start=1)}
+    later_first = {label: -label for label in places}
+    merged = _merged(found.arrays, places, later_first)
+    image = Image(merged, world_from_voxel(volume), region.node.GetName())
+    return image, {label: entry for label, (entry, _) in enumerate(entries, start=1)}
 
 
 def matched_labels(
@@ -94,8 +99,11 @@ def matched_labels(
     return one, other, names
 
 
-def overlap_notes(region: Region, volume: Any) -> list[str]:
-    """A sentence when segments of a region overlap, so that the user knows which of them counts there."""
+def overlap_notes(region: Region, volume: Any, *, by_order: bool = False) -> list[str]:
+    """A sentence when segments of a region overlap, so that the user knows which of them counts there.
+
+    by_order: the later one in the list, as in `labels_of`, and not the smaller one as in `matched_labels`.
+    """
     found = _found(region, volume)
     if len(found.arrays) < 2:
         return []
@@ -106,7 +114,8 @@ def overlap_notes(region: Region, volume: Any) -> list[str]:
     if not names:
         return []
     text = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
-    return [f"Segments of '{region.node.GetName()}' overlap ({text}); where they do, the smaller one counts."]
+    which = "one further down in the list" if by_order else "smaller one"
+    return [f"Segments of '{region.node.GetName()}' overlap ({text}); where they do, the {which} counts."]
 
 
 def _found(region: Region, volume: Any) -> Found:
@@ -137,11 +146,14 @@ def _text(region: Region) -> str:
 
 
 def _merged(
-    arrays: Sequence[Array], places: Mapping[int, Sequence[Place]], sizes: Mapping[int, int]
+    arrays: Sequence[Array], places: Mapping[int, Sequence[Place]], first: Mapping[int, int]
 ) -> NDArray[np.int16]:
-    """One label image; where layers overlap the smaller structure, which the larger one would hide."""
+    """One label image; where layers overlap, the label that comes first by these numbers.
+
+    Sizes put the smaller structure first, which the larger one would hide.
+    """
     rank = np.zeros(len(places) + 1, dtype=np.int32)
-    rank[sorted(places, key=lambda label: (sizes[label], label))] = np.arange(len(places))
+    rank[sorted(places, key=lambda label: (first[label], label))] = np.arange(len(places))
     out = np.zeros(arrays[0].shape, dtype=np.int16)
     for n, array in enumerate(arrays):
         numbers = {value: label for label, where in places.items() for m, value in where if m == n}

@@ -34,14 +34,16 @@ def report_table(
     node: Any = None,
     name: str = "Registration report",
     label_names: Mapping[int, str] | None = None,
+    region_names: Mapping[int, str] | None = None,
 ) -> Any:
     """A vtkMRMLTableNode with the numbers of a report.
 
-    node: filled instead of a new one.  label_names: label value -> name of the structure.
+    node: filled instead of a new one.  label_names: label value -> name of the structure; region_names: the
+    same for regions of different stiffness.
     All cells are text: there are sentences among them, and dashes for what could not be measured.
     """
     table = node if node is not None else scene.AddNewNodeByClass("vtkMRMLTableNode", name)
-    rows = [astuple(row) for row in rows_of(report, label_names)]
+    rows = [astuple(row) for row in rows_of(report, label_names, region_names)]
     content = vtk.vtkTable()
     for place, title in enumerate(COLUMNS):
         column = vtk.vtkStringArray()
@@ -58,7 +60,11 @@ def report_table(
     return table
 
 
-def rows_of(report: Mapping[str, Any], label_names: Mapping[int, str] | None = None) -> list[Row]:
+def rows_of(
+    report: Mapping[str, Any],
+    label_names: Mapping[int, str] | None = None,
+    region_names: Mapping[int, str] | None = None,
+) -> list[Row]:
     """The lines of a report; what the run did not measure has no line."""
     return [
         *_similarity_rows(report.get("similarity")),
@@ -67,6 +73,7 @@ def rows_of(report: Mapping[str, Any], label_names: Mapping[int, str] | None = N
         *_fold_rows(report.get("folds")),
         *_inverse_rows(report),
         *_displacement_rows(report.get("displacement_mm")),
+        *_region_rows(report.get("regions"), region_names or {}),
         *_cost_rows(report),
         *(Row("Note", after=_one_line(note)) for note in report.get("notes") or ()),
         *(Row("Please cite", after=_one_line(source)) for source in report.get("citations") or ()),
@@ -167,6 +174,25 @@ def _displacement_rows(moved: Mapping[str, Any] | None) -> Iterator[Row]:
     if moved:
         yield from _length_rows("Displacement", moved["whole"], "{:.2f}")
         yield from _length_rows("Displacement without the affine part", moved["deformation"], "{:.2f}")
+
+
+def _region_rows(regions: Mapping[str, Any] | None, names: Mapping[int, str]) -> Iterator[Row]:
+    """What happened in each region, and in the rest."""
+    for label, found in (regions or {}).items():
+        name = "everything else" if label == "rest" else names.get(int(label), label)
+        title, stiffness = f"Region {_one_line(name)}", found.get("stiffness")
+        text = stiffness if isinstance(stiffness, str) else ", ".join(f"{share:g}" for share in stiffness)
+        yield Row(f"{title}, stiffness", after=text)
+        volume = found.get("volume_mm3")
+        yield Row(f"{title}, volume", after=MISSING if volume is None else f"{volume / 1000:.4g}", unit="ml")
+        moved, determinant = found.get("displacement_mm"), found.get("determinant")
+        for key, word in (("mean", "mean"), ("max", "largest")):
+            yield Row(f"{title}, displacement, {word}", after=_number(moved, key, "{:.2f}"), unit="mm")
+        for key, word in (
+            ("mean", "mean"), ("std", "standard deviation"), ("min", "smallest"), ("max", "largest"),
+        ):  # fmt: skip
+            yield Row(f"{title}, Jacobian determinant, {word}", after=_number(determinant, key, "{:.3f}"))
+        yield Row(f"{title}, folded cells", after=_number(found, "folded_percent", "{:.4g}"), unit="%")
 
 
 def _cost_rows(report: Mapping[str, Any]) -> Iterator[Row]:

@@ -12,6 +12,7 @@ from vtk.util import numpy_support
 
 from DiffeoRegLib.errors import GeometryError, InputError
 from DiffeoRegLib.exchange import Image
+from DiffeoRegPanel.nodes.colours import Entry, colour_table, show_between
 from DiffeoRegPanel.nodes.places import (
     KJI,
     Matrix,
@@ -24,7 +25,7 @@ from DiffeoRegPanel.nodes.places import (
     world_from_voxel,
 )
 
-JACOBIAN, VELOCITY, COLOURS = "DiffeoReg.Jacobian", "DiffeoReg.Velocity", "DiffeoReg.Colours"
+JACOBIAN, VELOCITY = "DiffeoReg.Jacobian", "DiffeoReg.Velocity"
 STEPS, INITIAL = "DiffeoReg.VelocitySteps", "DiffeoReg.VelocityInitial"
 MARK = "DiffeoReg.VelocityMark"
 MOVING, FIXED = "spatialRegistrationMoving", "spatialRegistrationFixed"
@@ -63,7 +64,7 @@ def image_of(node: Any) -> Image:
 
 
 def volume_on(
-    fixed: Any,
+    volume: Any,
     image: Image | NDArray[Any],
     name: str,
     *,
@@ -71,24 +72,24 @@ def volume_on(
     label: bool = False,
     display_like: Any = None,
 ) -> Any:
-    """A volume node on the voxels of the fixed volume, with its directions and parent transform.
+    """A volume node on the voxels of another volume, with its directions and parent transform.
 
-    image: (k, j, i) of the fixed volume's shape; floats are kept as float32, labels as whole numbers.
+    image: (k, j, i) of that volume's shape; floats are kept as float32, labels as whole numbers.
     node: filled instead of a new one.  display_like: volume whose window, level and colours are taken over.
     Raises InputError when `node` is of another kind, GeometryError when the shapes differ.
     """
     array = image.array if isinstance(image, Image) else np.asarray(image)
-    if array.shape != array_of(fixed).shape[:3]:
+    if array.shape != array_of(volume).shape[:3]:
         raise GeometryError(
-            f"'{name}' has {array.shape[::-1]} voxels and '{fixed.GetName()}' has "
-            f"{fixed.GetImageData().GetDimensions()}: was the fixed volume changed during the run?"
+            f"'{name}' has {array.shape[::-1]} voxels and '{volume.GetName()}' has "
+            f"{volume.GetImageData().GetDimensions()}: was it changed during the run?"
         )
-    node = _volume_node(fixed.GetScene(), node, name, label)
+    node = _volume_node(volume.GetScene(), node, name, label)
     matrix = vtk.vtkMatrix4x4()
-    fixed.GetIJKToRASMatrix(matrix)
+    volume.GetIJKToRASMatrix(matrix)
     node.SetAndObserveImageData(vtk_image(_stored(array, label)))
     node.SetIJKToRASMatrix(matrix)
-    node.SetAndObserveTransformNodeID(fixed.GetTransformNodeID())
+    node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
     _display(node, display_like)
     return node
 
@@ -100,10 +101,7 @@ def jacobian_on(fixed: Any, image: Image | NDArray[Any], name: str, *, node: Any
     """
     node = volume_on(fixed, image, name, node=node)
     node.SetAttribute(JACOBIAN, "determinant")
-    display = node.GetDisplayNode()
-    display.AutoWindowLevelOff()
-    display.SetWindowLevelMinMax(*JACOBIAN_RANGE)
-    display.SetAndObserveColorNodeID(_jacobian_colours(node.GetScene()).GetID())
+    show_between(node, *JACOBIAN_RANGE, _jacobian_colours(node.GetScene()))
     return node
 
 
@@ -258,18 +256,11 @@ def _display(node: Any, like: Any) -> None:
 
 
 def _jacobian_colours(scene: Any) -> Any:
-    """The scene's colour table for determinants; made where it is missing."""
-    for index in range(scene.GetNumberOfNodesByClass("vtkMRMLColorTableNode")):
-        table = scene.GetNthNodeByClass(index, "vtkMRMLColorTableNode")
-        if table.GetAttribute(COLOURS) == "determinant":
-            return table
-    table = scene.AddNewNodeByClass("vtkMRMLColorTableNode", "Jacobian determinant")
-    table.SetTypeToUser()
-    table.SetAttribute(COLOURS, "determinant")
-    table.SetNumberOfColors(257)
+    """The scene's colour table for determinants."""
+    entries: list[Entry] = []
     for index in range(257):
         away = (index - 128) / 128
         end = np.array(SMALLER if away < 0 else LARGER)
         colour = FOLDED if index == 0 else np.array(SAME) * (1 - abs(away)) + end * abs(away)
-        table.SetColor(index, f"{1 + away:.3f}", *[float(part) for part in colour], 1.0)
-    return table
+        entries.append((f"{1 + away:.3f}", colour))
+    return colour_table(scene, "determinant", "Jacobian determinant", entries)

@@ -1,0 +1,40 @@
+"""Volumes that show how far a regulariser reaches at every place: narrow = soft, wide = stiff."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from DiffeoRegLib.exchange import Image
+from DiffeoRegPanel.nodes.colours import Entry, colour_table, show_between
+from DiffeoRegPanel.nodes.volumes import volume_on
+
+REGULARISER = "DiffeoReg.Regulariser"
+STOPS = ((1.0, 1.0, 0.8), (0.55, 0.82, 0.73), (0.16, 0.55, 0.74), (0.14, 0.2, 0.5), (0.05, 0.03, 0.2))
+"""From narrow, light, to wide, dark."""
+COUNT = 256
+
+
+def regulariser_on(volume: Any, image: Image, name: str, widest_mm: float, *, node: Any = None) -> Any:
+    """A volume of widths, mm, on the voxels of `volume`, shown from 0 to the widest.
+
+    node: filled instead of a new one.  Raises what `volume_on` raises.
+    """
+    node = volume_on(volume, image, name, node=node)
+    node.SetAttribute(REGULARISER, "mm")
+    table = colour_table(node.GetScene(), "width", "Regulariser width", _entries())
+    show_between(node, 0.0, widest_mm, table)
+    return node
+
+
+def widest_of(images: Sequence[Image]) -> float:
+    """The largest width in some images, mm: the end of the window that suits all of them."""
+    return max(float(image.array.max()) for image in images)
+
+
+def _entries() -> list[Entry]:
+    stops, at = np.array(STOPS), np.linspace(0, len(STOPS) - 1, COUNT)
+    colours = [np.interp(at, range(len(STOPS)), stops[:, part]) for part in range(3)]
+    return [(f"{100 * n / (COUNT - 1):.0f} %", colour) for n, colour in enumerate(zip(*colours, strict=True))]
