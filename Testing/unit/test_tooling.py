@@ -327,6 +327,7 @@ def test_the_readme_shows_only_commands_that_are_tested(repository: Path) -> Non
         "apply",
         "evaluate",
         "methods",
+        "shoot",
         "train",
         "import-weights",
     }
