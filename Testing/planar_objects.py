@@ -1,9 +1,10 @@
-"""The synthetic study of the RDMM paper, rebuilt: pictures of rectangles, triangles and ellipses that move.
+"""The synthetic study of the RDMM paper, rebuilt: pictures of rectangles, triangles and ellipses that change.
 
-One foreground object holds two others; one to five lie outside.  Every object of the moving image has a
-counterpart in the fixed one, shifted, scaled and turned at random; what is inside follows the foreground.
-No two objects touch, in either image.
-Source: section 5 of Shen, Vialard and Niethammer, NeurIPS 2019; sizes and ranges are ours.
+One foreground object, a rectangle or an ellipse, holds two small objects; one to five lie outside.  Every
+object of the moving image has a counterpart in the fixed one: near the same place, but of another size,
+turned another way and, as in the authors' program, often of another kind.  No two objects touch.
+Source: section 5 of Shen, Vialard and Niethammer, NeurIPS 2019, with the ranges of the authors' program; the
+intensities and the soft edges are ours.
 """
 
 from __future__ import annotations
@@ -21,24 +22,30 @@ from DiffeoRegLib.volumes.pair import Pair
 
 KINDS = ("rectangle", "triangle", "ellipse")
 ROLES = ("foreground", "inside", "outside")
+MOVES = {"all": ROLES, "inside-out": ("foreground", "inside"), "inside": ("inside",)}
+"""Which roles change from one image to the other."""
 EDGE_VOX = 0.5
 """Softness of the edges in the image."""
-CLEARANCE = 0.03
-"""Least distance between the circles around two objects, in box units."""
-REACH = {"rectangle": math.sqrt(2), "triangle": 1.0, "ellipse": 1.0}
-"""Radius of the circle around an object whose half sides are 1."""
-ROOM = {"rectangle": (0.48, 0.3), "triangle": (0.24, 0.16), "ellipse": (0.42, 0.25)}
-"""Where in an object of half sides 1 two others find room, and how large they may be."""
-LARGER = {"rectangle": 1.15, "triangle": 1.4, "ellipse": 1.0}
-"""How much farther a foreground object reaches, so that all kinds have about the same room."""
-MOST_TRIES = 2000
+FOREGROUND_SCALE, SMALL_SCALE = (0.8, 0.9), (0.15, 0.25)
+HALF = {"rectangle": (0.2, 0.4), "triangle": (0.37, 0.5), "ellipse": (0.3, 0.4)}
+"""Half sides of an object of scale 1, in units of the box."""
+TURN = math.pi / 3
+"""Largest angle, of either image on its own."""
+SHIFT = 0.1
+"""Largest way to the counterpart along an axis, in half sides."""
+MARGIN, DEPTH, CLEARANCE = 0.05, 0.05, 0.025
+"""Of objects to the walls, of those inside to the edge of the foreground, and of all others; in box units."""
+JUDGED = (128, 128)
+"""The grid on which room for an object is judged, whatever the shape of the picture."""
+MOST_TRIES = 400
 
 
 @dataclass(frozen=True)
 class Thing:
     """One object of a picture, lengths in units of the box.
 
-    centre: along the two axes.  half: half its sides before it is turned by `angle` (radians).
+    centre: along the two axes.  half: half its sides (of a triangle, how far its corners reach) before it is
+    turned by `angle` (radians).
     """
 
     kind: str
@@ -47,17 +54,6 @@ class Thing:
     centre: tuple[float, float]
     half: tuple[float, float]
     angle: float
-
-    @property
-    def reach(self) -> float:
-        """Radius of a circle around it."""
-        return REACH[self.kind] * max(self.half)
-
-    def place(self, offset: tuple[float, float]) -> tuple[float, float]:
-        """A point given in half sides, as a point of the box."""
-        a, b = offset[0] * self.half[0], offset[1] * self.half[1]
-        c, s = math.cos(self.angle), math.sin(self.angle)
-        return self.centre[0] + c * a - s * b, self.centre[1] + s * a + c * b
 
     def distance(self, shape: tuple[int, int]) -> Tensor:
         """About the distance to its edge at every voxel, below 0 inside, in units of the box; (*shape)."""
@@ -77,7 +73,7 @@ class Thing:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """Two sets of objects; number i of the one is the counterpart of number i of the other."""
+    """Two sets of objects, first the foreground; number i of one is the counterpart of that of the other."""
 
     moving: tuple[Thing, ...]
     fixed: tuple[Thing, ...]
@@ -89,11 +85,9 @@ class Picture:
         images = [drawn(things, self.shape) for things in (self.fixed, self.moving)]
         return Pair(images[0], images[1], grid, np.eye(4))
 
-    def soft(self, wider: float = 1.2) -> Tensor:
-        """The foreground object of the moving image, a little wider, as a map of 0 and 1; (1, 1, *shape)."""
-        thing = self.moving[0]
-        large = replace(thing, half=(wider * thing.half[0], wider * thing.half[1]))
-        return (large.distance(self.shape) < 0).long()[None, None]
+    def soft(self) -> Tensor:
+        """The foreground object of the moving image with what it holds, 0 and 1; (1, 1, *shape)."""
+        return (self.moving[0].distance(self.shape) < 0).long()[None, None]
 
 
 def drawn(things: tuple[Thing, ...], shape: tuple[int, int]) -> Tensor:
@@ -111,55 +105,79 @@ def covered(thing: Thing, shape: tuple[int, int]) -> Tensor:
     return (thing.distance(shape) < 0).float()[None, None]
 
 
-def picture(seed: int, shape: tuple[int, int] = (200, 200), *, still: bool = False) -> Picture:
+def picture(seed: int, shape: tuple[int, int] = (200, 200), *, moves: str = "all") -> Picture:
     """A random picture; the same for the same seed on every machine.
 
-    still: what lies outside the foreground does not move.
+    moves: what changes from one image to the other: all, inside-out (the foreground and what it holds) or
+    inside (what it holds, alone).  Raises KeyError for another word.
     """
-    generator = generator_for("planar objects", seed)
-
-    def between(low: float, high: float) -> float:
-        return number(generator, low, high)
-
-    def thing(role: str, centre: tuple[float, float], size: float, value: float) -> Thing:
-        kind = KINDS[whole(generator, 0, 2)]
-        size = size * (LARGER[kind] if role == "foreground" else 1.0) / REACH[kind]
-        return Thing(kind, role, value, centre, (size, size * between(0.65, 1.0)), between(0, 2 * math.pi))
-
-    def carried(moving: Thing, shift: float) -> Thing:
-        scale = [math.exp(between(-0.2, 0.2)) for _ in range(2)]
-        centre = (moving.centre[0] + between(-shift, shift), moving.centre[1] + between(-shift, shift))
-        half = (moving.half[0] * scale[0], moving.half[1] * scale[1])
-        return replace(moving, centre=centre, half=half, angle=moving.angle + between(-0.3, 0.3))
-
-    large = thing("foreground", (between(0.44, 0.56), between(0.44, 0.56)), between(0.26, 0.32), 0.4)
-    moving, fixed = [large], [carried(large, 0.03)]
-    where, room = ROOM[large.kind]
-    along = between(0, 2 * math.pi)
-    for side, value in ((1.0, 0.75), (-1.0, 1.0)):
-        offset = (side * where * math.cos(along), side * where * math.sin(along))
-        small = thing("inside", large.place(offset), room * min(large.half), value)
-        after = carried(small, 0.0)
-        shifted = fixed[0].place((offset[0] + between(-0.04, 0.04), offset[1] + between(-0.04, 0.04)))
-        moving.append(small)
-        fixed.append(replace(after, centre=shifted, angle=after.angle + fixed[0].angle - large.angle))
-    wanted = whole(generator, 1, 5)
-    for _ in range(MOST_TRIES):
-        if len(moving) == 3 + wanted:
-            break
-        size = between(0.05, 0.08)
-        margin = 0.04 + size
-        centre = (between(margin, 1 - margin), between(margin, 1 - margin))
-        other = thing("outside", centre, size, between(0.5, 0.9))
-        after = other if still else carried(other, 0.02)
-        if _free(other, [moving[0], *moving[3:]]) and _free(after, [fixed[0], *fixed[3:]]):
-            moving.append(other)
-            fixed.append(after)
-    return Picture(tuple(moving), tuple(fixed), shape)
+    roles, draws = MOVES[moves], _Draws(generator_for("planar objects", seed))
+    while True:
+        things = draws.tried(roles)
+        if things is not None:
+            return Picture(*things, shape)
 
 
-def _free(thing: Thing, others: list[Thing]) -> bool:
-    """Whether it lies inside the box, and its circle away from those of others."""
-    inside = all(thing.reach + 0.02 <= c <= 0.98 - thing.reach for c in thing.centre)
-    gaps = [math.dist(thing.centre, o.centre) - thing.reach - o.reach for o in others]
-    return inside and min(gaps) >= CLEARANCE
+class _Draws:
+    """Objects drawn until they find room."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def tried(self, roles: tuple[str, ...]) -> tuple[tuple[Thing, ...], tuple[Thing, ...]] | None:
+        """The objects of both images, of which those of some roles change; None if one finds no room."""
+        large = self.thing("foreground", 0.4)
+        moving, fixed = [large], [self.counterpart(large, roles)]
+        if not all(within_walls(things[0]) for things in (moving, fixed)):
+            return None
+        wanted = 3 + whole(self.generator, 1, 5)
+        for _ in range(MOST_TRIES):
+            if len(moving) == wanted:
+                return tuple(moving), tuple(fixed)
+            inside = len(moving) < 3
+            value = (0.75, 1.0)[len(moving) - 1] if inside else self.between(0.5, 0.9)
+            small = self.thing("inside" if inside else "outside", value)
+            after = self.counterpart(small, roles)
+            if has_room(small, moving) and has_room(after, fixed):
+                moving.append(small)
+                fixed.append(after)
+        return None
+
+    def between(self, low: float, high: float) -> float:
+        """One uniform number."""
+        return number(self.generator, low, high)
+
+    def thing(self, role: str, value: float) -> Thing:
+        """An object of any kind its role allows, anywhere."""
+        kinds = ("rectangle", "ellipse") if role == "foreground" else KINDS
+        kind = kinds[whole(self.generator, 0, len(kinds) - 1)]
+        scale = self.between(*(FOREGROUND_SCALE if role == "foreground" else SMALL_SCALE))
+        half = (scale * self.between(*HALF[kind]), scale * self.between(*HALF[kind]))
+        free = 0.5 - MARGIN - min(half)
+        centre = (0.5 + self.between(-free, free), 0.5 + self.between(-free, free))
+        return Thing(kind, role, value, centre, half, self.between(-TURN, TURN))
+
+    def counterpart(self, thing: Thing, roles: tuple[str, ...]) -> Thing:
+        """Near the same place, all else drawn anew; the same object if its role is none of these."""
+        if thing.role not in roles:
+            return thing
+        other = self.thing(thing.role, thing.value)
+        far = SHIFT * max(thing.half)
+        centre = (thing.centre[0] + self.between(-far, far), thing.centre[1] + self.between(-far, far))
+        return replace(other, centre=centre)
+
+
+def within_walls(thing: Thing) -> bool:
+    """Whether it keeps its distance from the walls."""
+    axes = [torch.linspace(0, 1, n) for n in JUDGED]
+    first, second = torch.meshgrid(*axes, indexing="ij")
+    near = torch.minimum(torch.minimum(first, 1 - first), torch.minimum(second, 1 - second)) < MARGIN
+    return not bool((near & (thing.distance(JUDGED) < 0)).any())
+
+
+def has_room(thing: Thing, others: list[Thing]) -> bool:
+    """Whether it touches neither walls nor others, of which the first is the foreground that may hold it."""
+    body = thing.distance(JUDGED) < 0
+    gaps = [other.distance(JUDGED)[body] for other in others]
+    deep = float(gaps[0].max()) <= -DEPTH if thing.role == "inside" else float(gaps[0].min()) >= CLEARANCE
+    return deep and all(float(gap.min()) >= CLEARANCE for gap in gaps[1:]) and within_walls(thing)
