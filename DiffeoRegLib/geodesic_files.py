@@ -34,7 +34,6 @@ from DiffeoRegLib.space.grid import Grid, Matrix
 from DiffeoRegLib.space.powers import affine_power
 from DiffeoRegLib.space.sample import array_from_tensor, tensor_from_array
 from DiffeoRegLib.space.transform import AffineTransform, Transform
-from DiffeoRegLib.volumes.file_guard import reading, suffix_of, writing
 
 FORMAT = "diffeoreg-geodesic-1"
 SUFFIX = ".safetensors"
@@ -173,6 +172,9 @@ def write_geodesics(path: str | Path, saved: SavedGeodesics, *, overwrite: bool 
     Raises OutputExistsError for an existing one unless `overwrite`, OutputError for another suffix, a place
     that cannot be written to, and where the package safetensors is missing.
     """
+    # Here, not above: the worker packs geodesics without the packages that files need.
+    from DiffeoRegLib.volumes.file_guard import suffix_of, writing
+
     path = Path(path)
     if suffix_of(path) != SUFFIX:
         raise OutputError(f"'{path.name}': geodesics are written as {SUFFIX} files.")
@@ -195,6 +197,8 @@ def read_geodesics(path: str | Path) -> SavedGeodesics:
     require_safetensors(FileFormatError)
     from safetensors import SafetensorError
     from safetensors.numpy import load
+
+    from DiffeoRegLib.volumes.file_guard import reading
 
     with reading(path, "a geodesic"):
         content = path.read_bytes()

@@ -42,9 +42,13 @@ class Recipe:
     coarse_maps: bool = False
 
 
-_BRAIN_ITERATIONS = {"fast": (25, 15, 0), "balanced": (25, 15, 15), "accurate": (40, 30, 30)}
+_BRAIN_ITERATIONS = {"fast": (8, 12, 0), "balanced": (8, 15, 15), "accurate": (15, 30, 30)}
+_REGIONAL_ITERATIONS = {"fast": (25, 12, 0), "balanced": (25, 15, 15), "accurate": (40, 30, 30)}
 PAPER = Recipe(0.05, "box", 5, MOMENTUM_ITERATIONS)
 RECIPES = {"brain-mr": Recipe(4.0, "mm", 4, _BRAIN_ITERATIONS, coarse_maps=True)}
+_NARROWEST, _COUNT = min(REGIONAL_SIGMAS), len(REGIONAL_SIGMAS)
+REGIONAL = Recipe(_NARROWEST, "box", _COUNT, MOMENTUM_ITERATIONS)
+REGIONAL_RECIPES = {"brain-mr": Recipe(_NARROWEST, "box", _COUNT, _REGIONAL_ITERATIONS, coarse_maps=True)}
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,9 @@ class Need:
 def recipe_of(card: Card, settings: Settings) -> Recipe:
     """The method's own for the preset, with the kernels that the user has chosen."""
     own = RECIPES.get(settings.preset, PAPER)
-    narrowest, unit, count = own.narrowest, own.unit, own.kernels
     if card.needs_region_labels:
-        narrowest, unit, count = min(REGIONAL_SIGMAS), "box", len(REGIONAL_SIGMAS)
+        own = REGIONAL_RECIPES.get(settings.preset, REGIONAL)
+    narrowest, unit, count = own.narrowest, own.unit, own.kernels
     if settings.kernel_sigmas:
         chosen = settings.kernel_sigmas
         narrowest, unit, count = min(chosen), settings.kernel_units, len(chosen)

@@ -19,12 +19,21 @@ from torch import Tensor
 from DiffeoRegLib.errors import InputError, SettingsError
 from DiffeoRegLib.flows.runge_kutta import State
 from DiffeoRegLib.flows.shooting import Metric, crossing_rate, energy
-from DiffeoRegLib.methods.base import Pair, Progress, Report
+from DiffeoRegLib.methods.base import Motion, Pair, Progress, Report
 from DiffeoRegLib.methods.comparing import Comparison
 from DiffeoRegLib.methods.lbfgs import LBFGS, Tensors, Watch
-from DiffeoRegLib.methods.map_grid import MapGrid, SpectralPreconditioner, carried, coarser, read_on
+from DiffeoRegLib.methods.map_grid import (
+    MapGrid,
+    SpectralPreconditioner,
+    carried,
+    coarser,
+    momentum_of_velocity,
+    read_on,
+)
 from DiffeoRegLib.methods.options import Options
+from DiffeoRegLib.methods.svf import StationaryVelocity
 from DiffeoRegLib.settings import MOMENTUM_LEVELS, PRESETS, Settings
+from DiffeoRegLib.space.field import change_grid
 
 SIMILARITY = "mk-lncc"
 FIRST_RATE = 0.5
@@ -101,7 +110,8 @@ class Descended:
     """Where a search ended.
 
     steps: of the flow.  needed: what the motion asks for, more only where the user set too few.
-    evaluations, gradients: what it cost.  unit: what a step is, in words.
+    evaluations, gradients: what it cost.  begun: iterations of `svf` it started from, 0 = rest or what was
+    given.  unit: what a step is, in words.
     """
 
     tensors: Tensors
@@ -111,6 +121,7 @@ class Descended:
     evaluations: int
     gradients: int
     value: float
+    begun: int = 0
     unit: str = "time steps"
 
     @property
@@ -120,6 +131,8 @@ class Descended:
             f"L-BFGS: {self.iterations} iterations, {self.evaluations} evaluations, "
             f"{self.gradients} gradients; {self.steps} {self.unit}."
         ]
+        if self.begun:
+            said.append(f"The search started from the velocity of {self.begun} coarse iterations of svf.")
         if self.needed > self.steps:
             said.append(
                 f"The motion asks for {self.needed} time steps and {self.steps} were set; motion that so few "
@@ -147,6 +160,7 @@ def descend(
     """The tensors of a model after all levels; levels without iterations are skipped.
 
     on: the model on a coarser map grid, where options ask for that; a start that moves stays on its own grid.
+    A start at rest is first given the velocity that a few iterations of `svf` find, where options say so.
     Raises Cancelled from the report, and InputError where the start has no value.
     """
     todo = [stage for stage in stages(settings, pair, options) if stage.iterations > 0]
@@ -155,11 +169,15 @@ def descend(
     # On a coarse map set steps would let the motion grow beyond what they can follow on a finer one.
     free = settings.steps == "auto" and not bool(tensors[0].any())
     coarse = on if options.coarse_maps and free else None
-    done = 0.0
+    begin = options.begin if coarse is not None else None
+    done, begun = 0.0, sum(begin or ()) if todo else 0
     for stage, share in zip(todo, effort, strict=True):
         if coarse is not None:
             there = coarser(place, stage.level_mm)
             run.move(there, model if there is place else coarse(there))
+        if begin is not None:
+            run.begin(_stationary(pair, begin, settings, report))
+            begin = None
         level = _level(pair, stage, run.place, options, settings)
 
         def tell(iteration: int, value: float, s: Stage = stage, a: float = done, b: float = share) -> None:
@@ -172,8 +190,22 @@ def descend(
     run.move(place, model)
     needed = model.steps(model.start(run.tensors))
     return Descended(
-        run.tensors, run.steps, needed, run.iterations, run.evaluations, run.gradients, run.value
+        run.tensors, run.steps, needed, run.iterations, run.evaluations, run.gradients, run.value, begun
     )  # fmt: skip
+
+
+def _stationary(pair: Pair, iterations: tuple[int, ...], settings: Settings, report: Report) -> Motion:
+    """What `svf` finds from rest in so many iterations at the levels of the preset."""
+    levels = PRESETS[settings.preset].levels_mm
+    plain = settings.with_changes(
+        method="svf", levels_mm=levels, iterations=iterations, dense_iterations=0, large_displacement=False
+    )
+
+    def quietly(step: Progress) -> None:
+        report(Progress("optimise", 0.0, f"start: {step.message}"))
+
+    method = StationaryVelocity()
+    return method.refine(method.predict(pair, plain, quietly), pair, plain, quietly)
 
 
 def _level(pair: Pair, stage: Stage, place: MapGrid, options: Options, settings: Settings) -> Comparison:
@@ -214,6 +246,16 @@ class _Run:
         self.place = place
         if not self.fixed:
             self.steps = model.steps(model.start(self.tensors))
+
+    def begin(self, motion: Motion) -> None:
+        """Give a flow at rest the velocity of a motion that leads from fixed to moving points."""
+        grid, (momentum, *others) = self.place.grid, self.tensors
+        velocity = change_grid(motion.velocity_vox, motion.grid, grid).to(momentum)
+        spacing = velocity.new_tensor(self.place.spacing).view(1, -1, *[1] * grid.dim)
+        shares = self.model.shares(self.model.start(self.tensors))
+        self.tensors = [momentum_of_velocity(-velocity * spacing, self.place, shares), *others]
+        if not self.fixed:
+            self.steps = self.model.steps(self.model.start(self.tensors))
 
     @property
     def epoch(self) -> float:

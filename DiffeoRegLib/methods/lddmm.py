@@ -18,7 +18,7 @@ from DiffeoRegLib.methods.descent import descend, first_steps
 from DiffeoRegLib.methods.geodesic import Geodesic, GeodesicModel, momentum_metric
 from DiffeoRegLib.methods.lbfgs import Tensors
 from DiffeoRegLib.methods.map_grid import MapGrid, map_grid
-from DiffeoRegLib.methods.options import Options, options_from
+from DiffeoRegLib.methods.options import Options, options_from, start_sources
 from DiffeoRegLib.settings import Settings
 
 
@@ -85,5 +85,5 @@ class LDDMM:
         return Motion.of(replace(start, tensors=tuple(found.tensors), steps=found.steps, notes=notes))
 
     def sources(self, settings: Settings) -> list[str]:
-        """None."""
-        return []
+        """That of the start of the search, where it is not rest."""
+        return start_sources(self.options or options_from(settings), settings)

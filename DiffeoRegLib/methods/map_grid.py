@@ -19,6 +19,7 @@ SigmaUnits = Literal["box", "mm"]
 STEPS_PER_SIGMA = 1.9
 """Grid steps to the narrowest kernel, at least; below 1.5 differences cannot carry what it passes."""
 FEWEST_VOXELS = 8
+LEAST_KERNEL = 1e-3
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,15 @@ def carried(momentum: Tensor, from_place: MapGrid, to_place: MapGrid, shares: Se
         spectrum_of(to_place, place.sigmas, shares).to(momentum) for place in (from_place, to_place)
     )
     return filtered(fine, wide / narrow.clamp(min=torch.finfo(momentum.dtype).tiny))
+
+
+def momentum_of_velocity(velocity: Tensor, place: MapGrid, shares: Sequence[float]) -> Tensor:
+    """The momentum whose velocity is near a given one, both (N, d, *shape), the velocity in the unit.
+
+    K^ / (K^^2 + LEAST_KERNEL): waves that the kernels hardly pass are left out.
+    """
+    spectrum = spectrum_of(place, place.sigmas, shares)
+    return filtered(velocity, (spectrum / (spectrum.square() + LEAST_KERNEL)).to(velocity))
 
 
 def spectrum_of(place: MapGrid, sigmas: Sequence[float], shares: Sequence[float]) -> Tensor:

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from DiffeoRegLib.catalog import Card
+from DiffeoRegLib.catalog import Card, card
 from DiffeoRegLib.errors import InputError, SettingsError, ShapeError
 from DiffeoRegLib.flows.momentum import shares as brought_to_one
 from DiffeoRegLib.flows.regional import RegionalMetric, preweights_from_regions, preweights_from_scores
@@ -25,7 +25,7 @@ from DiffeoRegLib.methods.descent import descend, first_steps
 from DiffeoRegLib.methods.geodesic import Geodesic, GeodesicModel, regional_metric
 from DiffeoRegLib.methods.lbfgs import Tensors
 from DiffeoRegLib.methods.map_grid import Kernels, MapGrid, map_grid, read_on
-from DiffeoRegLib.methods.options import Options, options_from
+from DiffeoRegLib.methods.options import Options, options_from, start_sources
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.field import downsample_image
 from DiffeoRegLib.space.fourier import LEAST_SIGMA_STEPS
@@ -152,8 +152,9 @@ class RDMM:
         return Motion.of(replace(start, tensors=ends, steps=found.steps, notes=notes))
 
     def sources(self, settings: Settings) -> list[str]:
-        """None."""
-        return []
+        """That of the start of the search, where it is not rest."""
+        given = card(settings.method).needs_region_labels
+        return start_sources(self.options or regional_options(settings, given=given), settings)
 
     def _options(self, settings: Settings, pair: Pair) -> Options:
         return self.options or regional_options(settings, given=pair.regions is not None)

@@ -20,7 +20,7 @@ from DiffeoRegLib.methods.descent import descend
 from DiffeoRegLib.methods.geodesic import momentum_metric
 from DiffeoRegLib.methods.lddmm import MomentumModel
 from DiffeoRegLib.methods.map_grid import MapGrid, map_grid
-from DiffeoRegLib.methods.options import Options, options_from
+from DiffeoRegLib.methods.options import Options, options_from, start_sources
 from DiffeoRegLib.settings import Settings
 
 FEWEST_SQUARINGS = 5
@@ -87,5 +87,6 @@ class VectorMomentumVelocity:
         return Motion(velocity, place.grid, notes=tuple(replace(found, unit="squarings").notes))
 
     def sources(self, settings: Settings) -> list[str]:
-        """None."""
-        return []
+        """That of the start of the search, where it is not rest."""
+        free = settings.with_changes(steps="auto")
+        return start_sources(self.options or options_from(settings, "vsvf"), free)

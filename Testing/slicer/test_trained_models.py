@@ -119,7 +119,8 @@ def test_a_model_of_the_catalogue_registers_the_shipped_pair(bench: Any, name: s
         )
     assert result.selfCheck.ok
     assert result.report["folds"]["folded_percent"] == 0
-    assert result.report["displacement_mm"]["deformation"]["max"] > 0.3
+    if card.deformable:
+        assert result.report["displacement_mm"]["deformation"]["max"] > 0.3
     said = f"Weights: '{card.title}', version {card.version}"
     assert any(note.startswith(said) for note in result.report["notes"])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,14 @@ from DiffeoRegLib.errors import SettingsError, UnknownNameError
 from DiffeoRegLib.methods.descent import descend, stages
 from DiffeoRegLib.methods.geodesic import momentum_metric
 from DiffeoRegLib.methods.lddmm import LDDMM, MomentumModel
-from DiffeoRegLib.methods.map_grid import Kernels, carried, coarser, map_grid, read_on
+from DiffeoRegLib.methods.map_grid import (
+    Kernels,
+    carried,
+    coarser,
+    map_grid,
+    momentum_of_velocity,
+    read_on,
+)
 from DiffeoRegLib.methods.options import RECIPES, Options, options_from
 from DiffeoRegLib.methods.rdmm import RDMM
 from DiffeoRegLib.methods.vector_momentum import VectorMomentumVelocity
@@ -125,6 +134,41 @@ def test_a_carried_momentum_keeps_its_velocity():
     plain = momentum_metric(place, (1, 1, 1), fine)
     unchanged = plain.sources(plain.start(read_on(momentum, coarse, place)))[0]
     assert float((unchanged - there).norm()) > 0.15 * float(there.norm())
+
+
+def test_the_momentum_of_a_velocity_gives_it_back():
+    place = _place()
+    torch.manual_seed(0)
+    metric = momentum_metric(place, (1, 1, 1), torch.zeros(1, dtype=torch.float64))
+    momentum = torch.randn(1, 3, *place.grid.shape, dtype=torch.float64)
+    momentum[..., :4], momentum[..., -4:] = 0, 0
+    velocity = metric.sources(metric.start(momentum))[0]
+    unit = velocity.new_tensor(place.spacing).view(1, 3, 1, 1, 1)
+    again = momentum_of_velocity(velocity * unit, place, (1 / 3,) * 3)
+    difference = metric.sources(metric.start(again))[0] - velocity
+    inside = (..., *[slice(6, -6)] * 3)
+    # The spectrum is that of a periodic grid, the kernels end at the border.
+    assert float(difference[inside].norm()) < 0.15 * float(velocity[inside].norm())
+
+
+@pytest.mark.parametrize("method", [LDDMM, RDMM, VectorMomentumVelocity])
+def test_the_search_starts_from_a_stationary_velocity(method):
+    pair, u, inside = _pair()
+    heard = []
+    settings = BRAIN.with_changes(iterations=(1, 0, 0))
+    options = options_from(settings)
+    errors = []
+    for begin in (None, (20, 20, 0, 0)):
+        chosen = method(dataclasses.replace(options, begin=begin))
+        heard.clear()
+        motion = chosen.refine(chosen.predict(pair, settings, quiet), pair, settings, heard.append)
+        if motion.geodesics:
+            inverse, _ = motion.geodesics[0].maps(pair.grid)
+        else:
+            inverse = change_grid(motion.velocity_vox, motion.grid, pair.grid)
+        errors.append(float(lengths(inverse - u)[inside].mean()))
+        assert any(step.message.startswith("start: ") for step in heard) == (begin is not None)
+    assert errors[1] < 0.6 * errors[0]
 
 
 @pytest.mark.parametrize("method", [LDDMM, RDMM, VectorMomentumVelocity])
