@@ -83,7 +83,10 @@ RECIPES: Mapping[str, Mapping[Kind, Options]] = {
     "brain-mr": {
         "vsvf": replace(_BRAIN, kinetic=0.0005),
         "lddmm": _BRAIN,
-        "rdmm": _BRAIN,
+        # An iteration costs two to three times that of LDDMM.
+        "rdmm": replace(
+            _BRAIN, iterations={"fast": (8, 10, 0), "balanced": (8, 12, 10), "accurate": (15, 30, 30)}
+        ),
         # The velocity of `svf` knows nothing of regions: there the search starts at rest.
         "rdmm-regions": replace(
             _BRAIN,

@@ -73,8 +73,8 @@ def show(rows: list[tuple[str, Result]], fixed: Volume, moving: Volume, parts: V
             ("fixed", fixed.data[here], {"cmap": "gray"}),
             ("moving, affine", warp_volume(moving, result.initial, fixed.grid).data[here], {"cmap": "gray"}),
             ("moved", result.moved.data[here], {"cmap": "gray"}),
-            ("sigma, mm, start (moving)", result.sigma[0].data[there], {"cmap": "viridis"}),
-            ("sigma, mm, end (fixed)", result.sigma[1].data[here], {"cmap": "viridis"}),
+            ("sigma, mm, start (moving)", result.sigma[0].data[there], {"cmap": "viridis", "vmin": 0.0}),
+            ("sigma, mm, end (fixed)", result.sigma[1].data[here], {"cmap": "viridis", "vmin": 0.0}),
             ("determinant", read.data[here], {"cmap": "coolwarm", "vmin": 0.0, "vmax": 2.0}),
         ]
         for axis, (title, values, how) in zip(line, panels, strict=True):
@@ -87,7 +87,7 @@ def show(rows: list[tuple[str, Result]], fixed: Volume, moving: Volume, parts: V
         line[0].set_ylabel(name, fontsize=10)
     figure.tight_layout(pad=1.0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=60)
 
 
 def main() -> None:
