@@ -97,8 +97,8 @@ RECIPES: Mapping[str, Mapping[Kind, Options]] = {
         ),
     }
 }
-"""Chosen on parts of the pairs 1001/1006, 1009/1013 and 1101/1110 of the data of results.md; other presets do
-as the paper does."""
+"""Chosen on parts of the pairs 1001/1006 and 1009/1013 and on 1101/1110 of the data of results.md; other
+presets do as the paper does."""
 EXTRAS = ("transport", "common", "precondition", "tolerance", "order", "walls")
 """Options that are set by Settings.extras alone."""
 
