@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from DiffeoRegLib.errors import FileFormatError
+from DiffeoRegLib.networks.checkpoints import count_of, listed, read_state
 from DiffeoRegLib.networks.pyramid import Order, PyramidConfig
 from DiffeoRegLib.networks.sitreg import SITReg
 from DiffeoRegLib.networks.sitreg_options import SITRegOptions
@@ -42,20 +43,7 @@ def read_published(
     groups, head_groups: of the normalisations, which the file does not tell.
     Raises FileFormatError for a file that is no checkpoint, or not of a SITReg network to the last number.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise FileFormatError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except Exception as error:  # whatever is wrong with the bytes, torch has an error of its own for it
-        raise FileFormatError(
-            f"{path} cannot be read as a checkpoint: it is damaged, of another kind, or holds objects that "
-            "could run code, which are never loaded."
-        ) from error
-    state = content.get(NETWORK) if isinstance(content, dict) else None
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise FileFormatError(
-            f"{path} holds no '{NETWORK}': it is not a checkpoint of the SITReg authors' code."
-        )
+    state = read_state(path, NETWORK, "SITReg")
     return import_published(state, groups=groups, head_groups=head_groups, options=options)
 
 
@@ -95,9 +83,9 @@ def published_config(state: Mapping[str, Tensor], *, groups: int = 2, head_group
     recent = f"{FEATURES}initial_convs.convolutions.0.conv.weight" in state
     unit = "conv." if recent else ""
     entry = _shape(state, f"{FEATURES}initial_projection.weight")
-    downs = _count(state, f"{FEATURES}downsampling_blocks.{{}}.projection.{unit}weight")
+    downs = count_of(state, f"{FEATURES}downsampling_blocks.{{}}.projection.{unit}weight")
     last = "final_convolution.conv." if recent else "_final_conv."
-    heads = _count(state, f"{HEADS}{{}}.{last}weight")
+    heads = count_of(state, f"{HEADS}{{}}.{last}weight")
     if head_groups and not recent:
         raise FileFormatError("The heads of 2023 are not normalised; read these weights with 0 head groups.")
     if not 1 <= heads <= downs + 1:
@@ -161,11 +149,11 @@ def _check_names(state: Mapping[str, Tensor], expected: set[str], config: Pyrami
     """Nothing is missing, and everything else is one of the constants the published code stores."""
     missing = sorted(expected - set(state))
     if missing:
-        raise FileFormatError(f"These weights lack {_listed(missing)}: not a whole SITReg network.")
+        raise FileFormatError(f"These weights lack {listed(missing)}: not a whole SITReg network.")
     constant = {name for name in set(state) - expected if _is_constant(name, state[name], config)}
     unknown = sorted(set(state) - expected - constant)
     if unknown:
-        raise FileFormatError(f"These weights hold {_listed(unknown)}, which no SITReg network we know has.")
+        raise FileFormatError(f"These weights hold {listed(unknown)}, which no SITReg network we know has.")
 
 
 def _is_constant(name: str, value: Tensor, config: PyramidConfig) -> bool:
@@ -189,17 +177,3 @@ def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
     if name not in state or state[name].dim() not in (4, 5):
         raise FileFormatError(f"These weights have no convolution '{name}': not a SITReg network.")
     return tuple(state[name].shape)
-
-
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    """How many consecutive numbers from 0 up make a name of the state."""
-    count = 0
-    while pattern.format(count) in state:
-        count += 1
-    return count
-
-
-def _listed(names: list[str]) -> str:
-    """The first few names, and how many more."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(f"'{name}'" for name in names[:3]) + more

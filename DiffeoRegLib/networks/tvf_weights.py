@@ -19,6 +19,7 @@ from torch import Tensor
 
 from DiffeoRegLib.errors import DiffeoRegError, FileFormatError
 from DiffeoRegLib.flows.time_varying import Order
+from DiffeoRegLib.networks.checkpoints import count_of, listed, read_state
 from DiffeoRegLib.networks.tvf import TransMorphTVF, TVFConfig, TVFOptions
 from DiffeoRegLib.networks.windows import resized_table, window_pairs
 from DiffeoRegLib.space.sample import identity_vox
@@ -46,21 +47,8 @@ def read_published_tvf(
 
     Raises FileFormatError for a file that is no checkpoint, or not of a TransMorph-TVF network.
     """
-    try:
-        with _plain_numbers():
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise FileFormatError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except Exception as error:  # whatever is wrong with the bytes, torch has an error of its own for it
-        raise FileFormatError(
-            f"{path} cannot be read as a checkpoint: it is damaged, of another kind, or holds objects that "
-            "could run code, which are never loaded."
-        ) from error
-    state = content.get(STATE) if isinstance(content, dict) else None
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise FileFormatError(
-            f"{path} holds no '{STATE}': it is not a checkpoint of the TransMorph authors' code."
-        )
+    with _plain_numbers():
+        state = read_state(path, STATE, "TransMorph")
     return import_published_tvf(state, window=window, order=order, options=options)
 
 
@@ -98,9 +86,9 @@ def published_tvf_config(
     state: Mapping[str, Tensor], *, window: Sequence[int] = WINDOW, order: Order = "official"
 ) -> TVFConfig:
     """Sizes of the network a published state dictionary describes; raises FileFormatError where none fits."""
-    stages = _count(state, f"{SWIN}layers.{{}}.blocks.0.norm1.weight")
-    depths = [_count(state, f"{SWIN}layers.{i}.blocks.{{}}.norm1.weight") for i in range(stages)]
-    steps = _count(state, "reg_heads.{}.0.weight")
+    stages = count_of(state, f"{SWIN}layers.{{}}.blocks.0.norm1.weight")
+    depths = [count_of(state, f"{SWIN}layers.{i}.blocks.{{}}.norm1.weight") for i in range(stages)]
+    steps = count_of(state, "reg_heads.{}.0.weight")
     if not stages or not steps:
         raise FileFormatError("These weights have no stages or no heads: not a TransMorph-TVF network.")
     patches = _shape(state, f"{SWIN}patch_embed.proj.weight")
@@ -172,11 +160,11 @@ def _check_names(state: Mapping[str, Tensor], expected: set[str], config: TVFCon
     """Nothing is missing, and everything else is one of the constants the published code stores."""
     missing = sorted(expected - set(state))
     if missing:
-        raise FileFormatError(f"These weights lack {_listed(missing)}: not a whole TransMorph-TVF network.")
+        raise FileFormatError(f"These weights lack {listed(missing)}: not a whole TransMorph-TVF network.")
     unknown = [n for n in sorted(set(state) - expected) if not _is_constant(n, state[n], config)]
     if unknown:
         raise FileFormatError(
-            f"These weights hold {_listed(unknown)}, which no TransMorph-TVF network with windows "
+            f"These weights hold {listed(unknown)}, which no TransMorph-TVF network with windows "
             f"{config.window} has."
         )
 
@@ -198,20 +186,6 @@ def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
     if name not in state or state[name].dim() < 2:
         raise FileFormatError(f"These weights have no '{name}': not a TransMorph-TVF network.")
     return tuple(state[name].shape)
-
-
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    """How many consecutive numbers from 0 up make a name of the state."""
-    count = 0
-    while pattern.format(count) in state:
-        count += 1
-    return count
-
-
-def _listed(names: list[str]) -> str:
-    """The first few names, and how many more."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(f"'{name}'" for name in names[:3]) + more
 
 
 def _plain_numbers() -> contextlib.AbstractContextManager[Any]:

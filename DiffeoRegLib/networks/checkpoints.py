@@ -1,0 +1,47 @@
+"""What importing any published checkpoint shares: the numbers in a file, and what their names tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from DiffeoRegLib.errors import FileFormatError
+
+
+def read_state(path: Path, key: str, whose: str) -> Mapping[str, Tensor]:
+    """The tensors under `key` in a checkpoint file; nothing in it can run code.
+
+    whose: the authors, for the sentence.  Raises FileFormatError for a file that is no such checkpoint.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise FileFormatError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except Exception as error:  # whatever is wrong with the bytes, torch has an error of its own for it
+        raise FileFormatError(
+            f"{path} cannot be read as a checkpoint: it is damaged, of another kind, or holds objects that "
+            "could run code, which are never loaded."
+        ) from error
+    state = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise FileFormatError(
+            f"{path} holds no '{key}': it is not a checkpoint of the {whose} authors' code."
+        )
+    return state
+
+
+def count_of(state: Mapping[str, Tensor], pattern: str) -> int:
+    """How many consecutive numbers from 0 up make a name of the state."""
+    count = 0
+    while pattern.format(count) in state:
+        count += 1
+    return count
+
+
+def listed(names: list[str]) -> str:
+    """The first few names, and how many more."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(f"'{name}'" for name in names[:3]) + more
