@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -146,19 +147,61 @@ class Attention(nn.Module):
         """(N, tokens, channels) to the same shape."""
         batch, _, channels = x.shape
         size = windows.size
-        placed = self.qkv(x.index_select(1, windows.order))
+        placed = self.qkv(_Placed.apply(x, windows.order, windows.back))  # type: ignore[no-untyped-call]
         placed = placed.view(batch, -1, size, 3, self.heads, channels // self.heads)
         bias = self.table[windows.pairs].view(size, size, self.heads).permute(2, 0, 1)
-        first, found = 0, []
-        for count, mask in windows.groups:
-            part = placed[:, first : first + count].flatten(0, 1).permute(2, 0, 3, 1, 4)
+        found = []
+        for (count, mask), part in zip(
+            windows.groups, placed.split([count for count, _ in windows.groups], 1), strict=True
+        ):
             added = (bias if mask is None else bias + mask)[None].to(part.dtype)
-            query, key, value = part.unbind(0)
-            seen = functional.scaled_dot_product_attention(query, key, value, attn_mask=added)
+            query, key, value = part.flatten(0, 1).permute(2, 0, 3, 1, 4).unbind(0)
+            seen = _attended(query, key, value, added)
             found.append(seen.transpose(1, 2).reshape(batch, count * size, channels))
-            first += count
-        out: Tensor = self.proj(torch.cat(found, 1).index_select(1, windows.back))
+        tokens = _Back.apply(torch.cat(found, 1), windows.back)  # type: ignore[no-untyped-call]
+        out: Tensor = self.proj(tokens)
         return out
+
+
+class _Placed(torch.autograd.Function):
+    """Tokens at the places of all windows.  Nothing sees the filling: no gradient comes from there.
+
+    The gradient is a reading, too: torch would add up row by row, as if a token were read more than once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, back: Tensor) -> Tensor:
+        ctx.back = back
+        return x.index_select(1, order)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0].index_select(1, ctx.back), None, None
+
+
+class _Back(torch.autograd.Function):
+    """The other way: what stands at the places of all windows, for every token."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, back: Tensor) -> Tensor:
+        ctx.back, ctx.shape = back, x.shape
+        return x.index_select(1, back)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0].new_zeros(ctx.shape).index_copy_(1, ctx.back, grads[0]), None
+
+
+def _attended(query: Tensor, key: Tensor, value: Tensor, added: Tensor) -> Tensor:
+    """Attention with something added to every score, all (windows, heads, size, channels).
+
+    torch's own is the faster one, but for a gradient on a CPU, where it takes many more passes.
+    """
+    if query.device.type != "cpu" or not (torch.is_grad_enabled() and query.requires_grad):
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask=added)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    shares: Tensor = scores.add_(added).softmax(-1)
+    return shares.to(value.dtype) @ value
 
 
 class _Block(nn.Module):

@@ -23,8 +23,10 @@ from DiffeoRegLib.networks.swin import Swin, SwinConfig
 from DiffeoRegLib.networks.unet import convolution, filled
 from DiffeoRegLib.networks.voxelmorph import SMALL_WEIGHT
 from DiffeoRegLib.space.field import downsample_image
+from DiffeoRegLib.space.filters import apply_axes, linear_resize_matrix
 
 SLOPE = 0.01
+HALVES = (torch.bfloat16, torch.float16)
 STAGES = 4
 
 SIZES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
@@ -120,8 +122,8 @@ class UpBlock(nn.Module):
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """(N, entering, *grid), (N, skip, *twice the grid or less) to (N, leaving, *that)."""
         wide = enlarged(x, skip.shape[2:])
-        inner = normalised(self.conv1(torch.cat([wide, skip.to(wide.dtype)], 1)))
-        return normalised(self.conv2(inner))
+        inner = normalised(convolved(torch.cat([wide, skip.to(wide.dtype)], 1), self.conv1.weight))
+        return normalised(convolved(inner, self.conv2.weight))
 
 
 def bare_convolution(dim: int, entering: int, leaving: int) -> nn.Conv2d | nn.Conv3d:
@@ -129,20 +131,85 @@ def bare_convolution(dim: int, entering: int, leaving: int) -> nn.Conv2d | nn.Co
     return convolution(dim)(entering, leaving, 3, padding=1, bias=False)
 
 
+def convolved(x: Tensor, weight: Tensor) -> Tensor:
+    """A convolution of 3^d without bias, (N, entering, *grid) to (N, leaving, *grid), as precise as x."""
+    if x.dtype in HALVES:
+        return _Convolved.apply(x, weight, None, x.dtype)  # type: ignore[no-any-return, no-untyped-call]
+    return _convolve(x, weight)
+
+
+def predicted(head: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
+    """The field a head makes of features, as precise as its weights: positions need all their digits."""
+    if x.dtype in HALVES:
+        full = head.weight.dtype
+        return _Convolved.apply(x, head.weight, head.bias, full)  # type: ignore[no-any-return, no-untyped-call]
+    return _convolve(x, head.weight, head.bias)
+
+
+class _Convolved(torch.autograd.Function):
+    """Convolution of numbers in half precision, with all channels of a voxel together, as it is fastest.
+
+    The result has the precision asked for, the gradient that of the input, and both are laid out as usual:
+    what else is done to them is slow with mixed layouts.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        laid = laid_out(x)
+        ctx.save_for_backward(laid, weight)
+        with torch.autocast(x.device.type, enabled=False):
+            return _convolve(laid.to(dtype), weight.to(dtype), bias).contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        sides, wanted = [1] * (x.dim() - 2), ctx.needs_input_grad
+        of_x, of_weight, _ = torch.ops.aten.convolution_backward(
+            laid_out(grads[0].to(x.dtype)), x, weight.to(x.dtype), None,
+            sides, sides, sides, False, [0] * len(sides), 1, [wanted[0], wanted[1], False],
+        )  # fmt: skip
+        of_bias = grads[0].sum((0, *range(2, x.dim()))) if wanted[2] else None
+        return (
+            of_x.contiguous() if wanted[0] else None,
+            of_weight.to(weight.dtype) if wanted[1] else None,
+            of_bias,
+            None,
+        )
+
+
+def laid_out(x: Tensor) -> Tensor:
+    """The same values as `convolved` reads them: in half precision all channels of a voxel together."""
+    if x.dtype not in HALVES:
+        return x
+    return x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return (functional.conv2d if x.dim() == 4 else functional.conv3d)(x, weight, bias, padding=1)
+
+
 def normalised(x: Tensor) -> Tensor:
     """Every channel of every sample brought to mean 0 and variance 1, then the activation.
 
-    In full precision: variances of half precision numbers lose what is small.
+    Means and variances in full precision also of half precision numbers, which would lose what is small.
     """
-    full = functional.instance_norm(x if x.dtype == torch.float64 else x.float())
-    return functional.leaky_relu(full, SLOPE).to(x.dtype)
+    full = torch.float64 if x.dtype == torch.float64 else torch.float32
+    unit = torch.ones(x.shape[1], dtype=full, device=x.device)
+    # A group per channel: several times faster here than torch's normalisation of instances.
+    normal = functional.group_norm(x, len(unit), unit, torch.zeros_like(unit))
+    return functional.leaky_relu(normal, SLOPE, inplace=True).to(x.dtype)
 
 
 def enlarged(x: Tensor, shape: torch.Size) -> Tensor:
     """Twice the resolution by linear interpolation, cell-centred, cut on the right to a shape."""
-    mode = "bilinear" if x.dim() == 4 else "trilinear"
-    wide = functional.interpolate(x, scale_factor=2, mode=mode, align_corners=False)
-    return wide[(slice(None), slice(None), *[slice(n) for n in shape])]
+    # One thin matrix per axis: many times faster on a CPU than torch's interpolation along all axes at once.
+    return apply_axes(
+        x,
+        [
+            linear_resize_matrix(rows, columns, 0.5, -0.25, x.dtype, x.device)
+            for rows, columns in zip(shape, x.shape[2:], strict=True)
+        ],
+    )
 
 
 def field_head(dim: int, entering: int) -> nn.Conv2d | nn.Conv3d:
@@ -209,12 +276,10 @@ class TransMorph(nn.Module):
         device, half = images.device.type, self.options.precision == "bfloat16"
         with torch.autocast(device, torch.bfloat16, enabled=half):
             x = self.backbone(images)
-            x = self._run(
-                self.up3, x, normalised(self.on_half(downsample_image(images, [2] * self.config.dim)))
-            )
-            x = self._run(self.up4, x, normalised(self.on_full(images)))
-        with torch.autocast(device, enabled=False):
-            return SingleStepMaps(self.head(x.to(images.dtype)))
+            halves = downsample_image(images, [2] * self.config.dim)
+            for block, entry, given in ((self.up3, self.on_half, halves), (self.up4, self.on_full, images)):
+                x = self._run(block, x, normalised(convolved(given.to(x.dtype), entry.weight)))
+        return SingleStepMaps(predicted(self.head, x))
 
     def _run(self, block: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
         held = self.options.checkpointing and torch.is_grad_enabled()

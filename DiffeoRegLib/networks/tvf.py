@@ -2,8 +2,8 @@
 
 Every head sees the features of the pair and, at half resolution, the fixed image beside the moving image as
 the fields before left it.  How fields make a map: see `flows/time_varying.py`.
-The first convolution of a head reads features and images at once. It is linear: its share of the features is
-found for all heads in one convolution before the first step, and features and images are never put together.
+The first convolution of a head reads features and images at once. It is linear: both have their share of it,
+and are never put together; the features are enlarged once for all heads.
 Departures from the published code, all but the last two undone by the order `official`: images are halved by
 block means (its pooling darkens borders and is off by half a voxel) and read at the right places, beyond
 their border by the border; images of any size are taken, and tokens of the filling are not seen.
@@ -13,7 +13,7 @@ Source: Chen, Frey and Du, Unsupervised Learning of Diffeomorphic Image Registra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -44,9 +44,12 @@ from DiffeoRegLib.networks.transmorph import (
     TransMorphOptions,
     bare_convolution,
     check_pair,
+    convolved,
     enlarged,
     field_head,
+    laid_out,
     normalised,
+    predicted,
 )
 from DiffeoRegLib.networks.voxelmorph import WAYS, Way
 from DiffeoRegLib.space.field import downsample_image
@@ -168,25 +171,19 @@ class TransMorphTVF(nn.Module):
         device, rounded = moving.device.type, self.options.precision == "bfloat16"
         with torch.autocast(device, torch.bfloat16, enabled=rounded):
             halves = halved(torch.cat([moving, fixed], 1), order)
-            shared = self._shared(self.backbone(torch.cat([moving, fixed], 1)), halves.shape[2:])
-            velocities, u_vox = self._integrated(shared, halves)
+            features = enlarged(self.backbone(torch.cat([moving, fixed], 1)), halves.shape[2:])
+            velocities, u_vox = self._integrated(laid_out(features), halves)
         maps = TimeVaryingMaps(tuple(velocities), tuple(moving.shape[2:]), order, substeps)
         if substeps == 1:
             maps.half_vox = u_vox
         return maps
 
-    def _shared(self, features: Tensor, shape: torch.Size) -> Sequence[Tensor]:
-        """The features' share of the first convolution of every head, (N, head_channels, *half) each."""
-        weights = [step.first.weight[:, : self.config.embed] for step in self._heads()]
-        both = _convolved(enlarged(features, shape), torch.cat(weights))
-        return both.chunk(self.config.steps, 1)
-
-    def _integrated(self, shared: Sequence[Tensor], halves: Tensor) -> tuple[list[Tensor], Tensor]:
+    def _integrated(self, features: Tensor, halves: Tensor) -> tuple[list[Tensor], Tensor]:
         """All velocities, and the displacement they make, at half resolution."""
         moving, fixed = halves.chunk(2, 1)
         moved, u_vox = moving, None
         velocities: list[Tensor] = []
-        for step, features in zip(self._heads(), shared, strict=True):
+        for step in self._heads():
             if velocities:
                 moved = self._moved(moving, u_vox)
             if self.options.checkpointing and torch.is_grad_enabled():
@@ -219,18 +216,13 @@ class Step(nn.Module):
         self.second = bare_convolution(dim, inner, inner)
         self.head = field_head(dim, inner)
 
-    def forward(self, shared: Tensor, moved: Tensor, fixed: Tensor) -> Tensor:
-        """(N, head_channels, *half), then images (N, channels, *half), to (N, d, *half), voxels per step.
-
-        shared: what `first` makes of the features.
-        """
-        context = normalised(self.context(torch.cat([moved, fixed], 1)))
-        known = self.first.weight.shape[1] - context.shape[1]
-        x = normalised(shared + _convolved(context, self.first.weight[:, known:]))
-        x = normalised(self.second(x))
-        with torch.autocast(x.device.type, enabled=False):  # positions need all their digits
-            velocity: Tensor = self.head(x.to(fixed.dtype))
-        return velocity
+    def forward(self, features: Tensor, moved: Tensor, fixed: Tensor) -> Tensor:
+        """(N, embed, *half), then images (N, channels, *half), to (N, d, *half), voxels per step."""
+        images = torch.cat([moved, fixed], 1).to(features.dtype)
+        context = normalised(convolved(images, self.context.weight))
+        of_features, of_images = self.first.weight.tensor_split([features.shape[1]], 1)
+        x = normalised(convolved(features, of_features) + convolved(context, of_images))
+        return predicted(self.head, normalised(convolved(x, self.second.weight)))
 
 
 def halved(images: Tensor, order: Order) -> Tensor:
@@ -240,8 +232,3 @@ def halved(images: Tensor, order: Order) -> Tensor:
         return downsample_image(images, [2] * dim)
     pool = functional.avg_pool2d if dim == 2 else functional.avg_pool3d
     return pool(images, 3, stride=2, padding=1)
-
-
-def _convolved(x: Tensor, weight: Tensor) -> Tensor:
-    """A convolution of 3^d without bias."""
-    return (functional.conv2d if x.dim() == 4 else functional.conv3d)(x, weight, padding=1)

@@ -109,6 +109,27 @@ def test_attention_in_windows_is_attention_with_a_mask(grid, window, shifted):
     torch.testing.assert_close(attention(x, windows), expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize(("grid", "window"), GRIDS)
+@pytest.mark.parametrize("shifted", [False, True])
+def test_gradients_of_attention_in_windows(grid, window, shifted):
+    """With a gradient attention goes another way than without one, and reads its gradients back."""
+    torch.manual_seed(0)
+    attention = Attention(8, 2, window).double()
+    with torch.no_grad():
+        attention.table.normal_()
+    windows = windows_of(grid, window, shifted, False, CPU)
+    x = torch.randn(2, len(windows.back), 8, dtype=torch.float64, requires_grad=True)
+    wanted = [x, *attention.parameters()]
+    seen = seen_by_rule(grid, window, shifted)
+    ways = [attention(x, windows), dense(attention, x, grid, window, seen)]
+    back = torch.randn_like(x)
+    torch.testing.assert_close(ways[0], ways[1], rtol=1e-10, atol=1e-12)
+    found, expected = (torch.autograd.grad(way, wanted, back) for way in ways)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    with torch.no_grad():
+        torch.testing.assert_close(attention(x, windows), ways[0].detach(), rtol=1e-10, atol=1e-12)
+
+
 def test_nothing_at_all_passes_a_mask():
     torch.manual_seed(0)
     grid, window = (5, 6), (3, 4)
