@@ -13,6 +13,26 @@ import yaml
 
 from DiffeoRegLib.networks.weights import read_checkpoint
 
+SIZES = {
+    "affine-network-brain-t1": 176_212,
+    "lddmm-hippocampus": 1_480_211,
+    "metaregnet-brain-2d": 80_014,
+    "rdmm-hippocampus": 1_930_213,
+    "sitreg-any-contrast": 641_004,
+    "sitreg-brain-t1": 641_004,
+    "sitreg-published": 1_196_820,
+    "transmorph-brain-t1": 2_998_077,
+    "transmorph-slices": 1_961_336,
+    "tvf-brain-t1": 3_155_994,
+    "tvf-lddmm-brain-t1": 3_155_994,
+    "tvf-lddmm-slices": 2_012_974,
+    "tvf-published": 108_611_336,
+    "tvf-slices": 2_012_974,
+    "voxelmorph-diff-brain-t1": 266_374,
+    "voxelmorph-cfm-brain-2d": 88_676,
+    "vsvf-hippocampus": 1_480_211,
+}
+"""Parameters of the shipped configurations."""
 CONFIG = {
     "method": "sitreg",
     "network": {"name": "sitreg", "sizes": {"encoder": [2, 4], "heads": [2, 4], "dim": 2}},

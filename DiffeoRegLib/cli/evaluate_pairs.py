@@ -109,6 +109,8 @@ def evaluate_pairs(arguments: argparse.Namespace, console: Console) -> None:
     pairs = (*collection.pairs, *collection.validation_pairs)
     if not pairs:
         raise InputError(f"'{arguments.pairs}' names no pairs: it needs the columns fixed and moving.")
+    if any(fixed.pathology is not None for fixed, _ in pairs):
+        raise InputError(f"'{arguments.pairs}' has the column fixed_pathology, which is for training only.")
     set_threads(settings.threads)
     kept = Kept() if arguments.cycles else None
     rows: list[Row] = []

@@ -18,6 +18,10 @@ from DiffeoRegLib.errors import SettingsError, ShapeError
 from DiffeoRegLib.losses.weighting import at_least_float32, mask_like, weighted_mean
 from DiffeoRegLib.space.jacobian import jacobian_determinant, require_field
 
+FoldReading = Literal["corners", "central"]
+FOLD_VOXELS = 224 * 160
+"""Of the images for which the weight of `fold_sum` was published."""
+
 
 def diffusion(u_vox: Tensor, spacing: Sequence[float], *, mask: Tensor | None = None) -> Tensor:
     """Mean squared gradient of the displacement, sum over c, a of (d u_c / d x_a)^2; mm per mm, no unit.
@@ -100,6 +104,33 @@ def fold_penalty(
     elif weight is not None:
         weight = _smallest_of_corners(weight)
     return _mean_square((epsilon - determinants).clamp(min=0), weight) / determinants.shape[1]
+
+
+def fold_sum(u_vox: Tensor, *, reading: FoldReading = "corners") -> Tensor:
+    """Sum over voxels of 1/2 (|det| - det), det = det(I + Du), on an image of 224 x 160 voxels.
+
+    Images of other sizes are scaled to that one, so that a weight means the same for all of them: the mean
+    over the determinants times 224 * 160.  0 for maps without folds.
+    u_vox: (N, d, *spatial), voxels.  reading: of the derivative, see `space/jacobian.py`.
+    Raises ShapeError for anything but a field, SettingsError for an unknown reading.
+    Source: Joshi and Hong, MetaRegNet, 2023, equation 4, with the image size of its experiments.
+    """
+    determinants = jacobian_determinant(at_least_float32(u_vox), reading)
+    return FOLD_VOXELS * (-determinants).clamp(min=0).mean()
+
+
+def image_diffusion(image: Tensor) -> Tensor:
+    """Mean over axes of the mean squared forward difference, intensity per voxel; a scalar.
+
+    image: (N, C, *spatial); an axis of one voxel adds 0.
+    Source: the gradient penalty ('l2') of Balakrishnan et al., VoxelMorph, IEEE TMI 2019.
+    """
+    image = at_least_float32(image)
+    axes = range(2, image.dim())
+    slopes = [image.diff(dim=axis).square() for axis in axes if image.shape[axis] > 1]
+    if not slopes:
+        return image.sum() * 0
+    return torch.stack([slope.mean() for slope in slopes]).sum() / len(axes)
 
 
 def _in_mm(u_vox: Tensor, spacing: Sequence[float], mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

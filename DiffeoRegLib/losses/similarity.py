@@ -27,6 +27,16 @@ def mse(fixed: Tensor, warped: Tensor, *, mask: Tensor | None = None) -> Tensor:
     return weighted_mean((fixed - warped).square(), None if mask is None else mask_like(mask, fixed))
 
 
+def l1(fixed: Tensor, warped: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Mean absolute difference, sum w |F - W| / sum w; a scalar in intensity units, 0 if equal.
+
+    fixed, warped: (N, C, *spatial).  mask: (N or 1, 1, *spatial) weights >= 0.
+    Raises ShapeError for different shapes, InputError for an empty mask.
+    """
+    fixed, warped = checked_pair(fixed, warped)
+    return weighted_mean((fixed - warped).abs(), None if mask is None else mask_like(mask, fixed))
+
+
 def ncc(fixed: Tensor, warped: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """One minus the correlation coefficient of the two images, in [0, 2]; a scalar, 1 if one is constant.
 

@@ -11,11 +11,14 @@ from torch import nn
 
 from DiffeoRegLib.errors import SettingsError, UnknownNameError
 from DiffeoRegLib.networks.affine_net import AffineNet, AffineNetConfig, AffineNetOptions
+from DiffeoRegLib.networks.metaregnet import MetaRegNet, MetaRegNetConfig, MetaRegNetOptions
 from DiffeoRegLib.networks.pyramid import PyramidConfig
 from DiffeoRegLib.networks.shooting_net import LDDMMNet, RDMMNet, ShootingNet, VSVFNet
 from DiffeoRegLib.networks.shooting_sizes import ShootingOptions, ShootingSizes
 from DiffeoRegLib.networks.sitreg import SITReg
 from DiffeoRegLib.networks.sitreg_options import Precision, SITRegOptions
+from DiffeoRegLib.networks.transmorph import TransMorph, TransMorphConfig, TransMorphOptions, sizes_of
+from DiffeoRegLib.networks.tvf import TransMorphTVF, TVFConfig, TVFOptions
 from DiffeoRegLib.networks.unet import UNetConfig, UNetOptions
 from DiffeoRegLib.networks.voxelmorph import (
     CLASSIC,
@@ -72,6 +75,45 @@ def affine_network(sizes: Mapping[str, Any], options: Mapping[str, Any], precisi
     )
 
 
+def metaregnet(sizes: Mapping[str, Any], options: Mapping[str, Any], precision: str) -> nn.Module:
+    """A MetaRegNet: sizes of MetaRegNetConfig, options of MetaRegNetOptions but the precision."""
+    chosen = _with_precision(options, precision)
+    return MetaRegNet(
+        build(MetaRegNetConfig, sizes, "network.sizes"), build(MetaRegNetOptions, chosen, "network.options")
+    )
+
+
+def transmorph(sizes: Mapping[str, Any], options: Mapping[str, Any], precision: str) -> nn.Module:
+    """A single-step TransMorph: sizes of TransMorphConfig, or some of them by a name; see `_named`."""
+    chosen = _with_precision(options, precision)
+    return TransMorph(
+        build(TransMorphConfig, _named(sizes), "network.sizes"),
+        build(TransMorphOptions, chosen, "network.options"),
+    )
+
+
+def transmorph_tvf(sizes: Mapping[str, Any], options: Mapping[str, Any], precision: str) -> nn.Module:
+    """A TransMorph-TVF: sizes of TVFConfig, or some of them by a name; see `_named`."""
+    chosen = _with_precision(options, precision)
+    return TransMorphTVF(
+        build(TVFConfig, _named(sizes), "network.sizes"), build(TVFOptions, chosen, "network.options")
+    )
+
+
+def _named(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes with `size` (tiny, small, base, large) and `dim` (3) replaced by what they stand for.
+
+    Sizes that are also given by themselves are taken as given.
+    """
+    rest = dict(sizes)
+    if "size" not in rest:
+        if "dim" in rest:
+            raise SettingsError("network.sizes: dim goes with size; the window gives it otherwise.")
+        return rest
+    name, dim = rest.pop("size"), rest.pop("dim", 3)
+    return {**sizes_of(name, dim), **rest}
+
+
 def _shooting(
     kind: type[ShootingNet], sizes: Mapping[str, Any], options: Mapping[str, Any], precision: str
 ) -> nn.Module:
@@ -91,8 +133,11 @@ def _with_precision(options: Mapping[str, Any], precision: str) -> dict[str, Any
 NETWORKS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any], str], nn.Module]] = {
     "affine-network": affine_network,
     "lddmm-network": partial(_shooting, LDDMMNet),
+    "metaregnet": metaregnet,
     "rdmm-network": partial(_shooting, RDMMNet),
     "sitreg": sitreg,
+    "transmorph": transmorph,
+    "transmorph-tvf": transmorph_tvf,
     "vsvf-network": partial(_shooting, VSVFNet),
     "voxelmorph": voxelmorph,
     "voxelmorph-diff": voxelmorph_diff,

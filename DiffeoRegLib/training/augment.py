@@ -103,7 +103,8 @@ def augment(
 ) -> Item:
     """A varied copy of a batch of pairs; images, labels, masks and points of a pair stay consistent.
 
-    batch: as an `Item`, with a leading batch axis.  spacing: of the grid, for rotations in mm; None = cubes.
+    batch: as an `Item`, with a leading batch axis; its pathology goes with the fixed image.
+    spacing: of the grid, for rotations in mm; None = cubes.
     Works on the batch's device; the numbers come from the generator, whatever its device.
     """
     images = {side: batch[side] for side in SIDES}
@@ -115,12 +116,12 @@ def augment(
     flipped = (uniform(generator, 0, 1, (count,)) < options.flip_probability).tolist()
     result = dict(batch)
     for side in SIDES:
-        for end in ("", "_labels", "_mask", "_points_vox"):
-            key = side + end
+        keys = [side + end for end in ("", "_labels", "_mask", "_points_vox")]
+        for key in (*keys, "pathology") if side == "fixed" else keys:
             if key in batch:
-                read = _points if end == "_points_vox" else _read
-                values = read(batch[key], maps[side], shape, key)
-                result[key] = _flipped(values, flipped, options.flip_axis, shape, end == "_points_vox")
+                points = key.endswith("_points_vox")
+                values = (_points if points else _read)(batch[key], maps[side], shape, key)
+                result[key] = _flipped(values, flipped, options.flip_axis, shape, points)
         result[side] = vary_intensity(result[side], generator, options)
     return result
 

@@ -14,11 +14,14 @@ from DiffeoRegLib.plain import as_plain, build
 from DiffeoRegLib.training.changing import WeightSchedule
 from DiffeoRegLib.training.reading import read_yaml
 
-SIMILARITY_LOSSES = ("lncc", "lncc-squared", "lncc-published", "mk-lncc", "mse", "nmi", "mind")
+SIMILARITY_LOSSES = ("lncc", "lncc-squared", "lncc-published", "mk-lncc", "mse", "l1", "nmi", "mind")
 PENALTIES = ("diffusion", "gradient", "bending")
 PATH_TERMS = ("kinetic", "transport", "common", "consistency")
-MAP_TERMS = ("kl", "affine-size", "affine-inverse", *PATH_TERMS)
-LOSSES = (*SIMILARITY_LOSSES, *PENALTIES, *MAP_TERMS, "dice")
+VELOCITY_TERMS = ("lddmm", "end-point")
+APPEARANCE_TERMS = ("appearance", "folds")
+MAP_TERMS = ("kl", "affine-size", "affine-inverse", *PATH_TERMS, *VELOCITY_TERMS, *APPEARANCE_TERMS)
+LABEL_TERMS = ("dice", "label-mse")
+LOSSES = (*SIMILARITY_LOSSES, *PENALTIES, *MAP_TERMS, *LABEL_TERMS)
 HIGHER_IS_BETTER = {"dice": True, "tre_mm": False, "loss": False, "folded_percent": False,
                     "sd_log_jacobian": False}  # fmt: skip
 SYNTHETIC = "synthetic"
@@ -130,6 +133,8 @@ class TrainingConfig:
     """One training run.
 
     symmetric: both directions count, half each; symmetric_from: the step from which they do.
+    leave_out_pathology: similarities compare outside the pathology of the fixed image only (cost function
+    masking); otherwise a network that changes intensities accounts for it, and others overlook it.
     steps: of the optimiser.  batch: pairs per process at a time; accumulation: batches per step.
     precision: of the convolutions, `bf16` where the network offers it; fields are always fp32.
     validate_every, checkpoint_every, log_every: steps.  keep: numbered weights kept beside best and last.
@@ -147,6 +152,7 @@ class TrainingConfig:
     steps: int
     symmetric: bool = True
     symmetric_from: int = 0
+    leave_out_pathology: bool = False
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     batch: int = 1
     accumulation: int = 1

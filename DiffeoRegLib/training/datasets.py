@@ -12,7 +12,9 @@ from DiffeoRegLib.training.augment import Augmentation, AugmentedPairs
 from DiffeoRegLib.training.batches import Pairs
 from DiffeoRegLib.training.config import SYNTHETIC, DataConfig
 from DiffeoRegLib.training.contrasts import ContrastOptions
-from DiffeoRegLib.training.pairs import PairDataset
+from DiffeoRegLib.training.lesion_pairs import LesionPairs
+from DiffeoRegLib.training.lesions import LesionOptions
+from DiffeoRegLib.training.pairs import PairDataset, onto_patients
 from DiffeoRegLib.training.shapes import ShapeOptions
 from DiffeoRegLib.training.sources import collection_from
 from DiffeoRegLib.training.splits import divide
@@ -33,6 +35,7 @@ class ImageOptions:
     share, held_out: whom to validate on where source and validation are one: a share, or names.
     cache: folder for prepared images.  in_memory: how many of them to keep in memory.
     pairs_per_epoch: None = all ordered pairs.  validation_pairs: most of them.
+    lesions: put into the fixed image of every pair that has no pathology of its own; None = nowhere.
     """
 
     shape: tuple[int, ...]
@@ -43,6 +46,7 @@ class ImageOptions:
     labels: str | None = None
     masks: str | None = None
     points: str | None = None
+    pathologies: str | None = None
     person: str | None = None
     same_person: tuple[tuple[str, ...], ...] = ()
     share: float = 0.2
@@ -52,6 +56,7 @@ class ImageOptions:
     pairs_per_epoch: int | None = None
     validation_pairs: int = 50
     augmentation: Augmentation | None = None
+    lesions: LesionOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -111,13 +116,18 @@ def training_data(config: DataConfig, *, seed: int = 0, base: Path | None = None
         pairs_per_epoch=options.pairs_per_epoch,
         seed=seed,
     )
+    if options.lesions is not None:
+        training = LesionPairs(training, options.lesions, seed=seed)
     if options.augmentation is not None:
         training = AugmentedPairs(training, options.augmentation, seed=seed, spacing=store.grid.spacing)
-    validation = None
+    validation: Pairs | None = None
     if config.validation is not None:
-        pairs, count = collection.validation_pairs, len(collection.validation)
+        pairs = collection.validation_pairs or onto_patients(collection.validation)
+        count = len(collection.validation)
         most = min(len(pairs) or count * (count - 1), options.validation_pairs)
         validation = PairDataset(collection.validation, store, pairs=pairs, pairs_per_epoch=most, seed=seed)
+        if options.lesions is not None:
+            validation = LesionPairs(validation, options.lesions, seed=seed + VALIDATION_SEED)
     return TrainingData(training, validation, collection.notes)
 
 
@@ -153,7 +163,7 @@ def _read(source: Path, options: ImageOptions) -> Collection:
     same_person: Sequence[Sequence[str]] = options.same_person
     patterns = {
         key: value
-        for key in ("images", "labels", "masks", "points", "person")
+        for key in ("images", "labels", "masks", "points", "pathologies", "person")
         if (value := getattr(options, key)) is not None
     }
     return collection_from(source, same_person=same_person, **patterns)

@@ -19,18 +19,25 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from DiffeoRegLib.errors import InputError, NoOverlapError, SettingsError, UnknownNameError
+from DiffeoRegLib.errors import NoOverlapError, SettingsError, UnknownNameError
 from DiffeoRegLib.losses.information import nmi
 from DiffeoRegLib.losses.mind import mind_loss
-from DiffeoRegLib.losses.overlap import labels_in, warped_label_dice
 from DiffeoRegLib.losses.published import published_lncc
 from DiffeoRegLib.losses.regularity import bending, diffusion
-from DiffeoRegLib.losses.similarity import lncc, mk_lncc, mse
+from DiffeoRegLib.losses.similarity import l1, lncc, mk_lncc, mse
 from DiffeoRegLib.losses.velocity_prior import graph_laplacian_kl
 from DiffeoRegLib.space.sample import identity_vox, warp
 from DiffeoRegLib.training.affine_terms import AFFINE_LOSSES
+from DiffeoRegLib.training.appearance_terms import (
+    APPEARANCE_LOSSES,
+    Metamorphic,
+    change_of,
+    healthy_part,
+)
 from DiffeoRegLib.training.config import MAP_TERMS, PENALTIES, SIMILARITY_LOSSES, LossConfig, TrainingConfig
+from DiffeoRegLib.training.label_terms import LABEL_LOSSES
 from DiffeoRegLib.training.path_terms import PATH_LOSSES
+from DiffeoRegLib.training.velocity_terms import VELOCITY_LOSSES
 
 Direction = Literal["12", "21"]
 SIMILARITIES: dict[str, Callable[..., Tensor]] = {
@@ -39,12 +46,13 @@ SIMILARITIES: dict[str, Callable[..., Tensor]] = {
     "lncc-published": published_lncc,
     "mk-lncc": mk_lncc,
     "mse": mse,
+    "l1": l1,
     "nmi": nmi,
     "mind": mind_loss,
 }
 
 
-IMAGES = ("moving", "fixed", "moving_labels", "fixed_labels", "moving_mask", "fixed_mask")
+IMAGES = ("moving", "fixed", "moving_labels", "fixed_labels", "moving_mask", "fixed_mask", "pathology")
 
 
 class Maps(Protocol):
@@ -99,6 +107,7 @@ class Probabilistic(Protocol):
 class Batch:
     """Pairs of one shape: images (N, 1, *shape), labels and masks alike or None, and the pairs' names.
 
+    pathology: (N, 1, *shape) in [0, 1], where the fixed image shows what the moving one has not.
     points: landmarks in voxels, `moving_points_vox` and `fixed_points_vox` (n, d), of a batch of one pair.
     """
 
@@ -108,6 +117,7 @@ class Batch:
     fixed_labels: Tensor | None = None
     moving_mask: Tensor | None = None
     fixed_mask: Tensor | None = None
+    pathology: Tensor | None = None
     names: tuple[str, ...] = ()
     points: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -129,6 +139,8 @@ class _View:
     target_mask: Tensor | None
     u_vox: Tensor
     penalised: Tensor
+    added: Tensor | None = None
+    """To what is read, once it is where the target is."""
 
 
 class Objective:
@@ -137,6 +149,7 @@ class Objective:
     symmetric: both directions count, from the step `symmetric_from` on.
     spacing: of the grid, mm per tensor axis, None = unit voxels.
     mask_outside: places whose counterpart lies outside the image do not count in the similarity.
+    leave_out_pathology: see `TrainingConfig`.
     Raises SettingsError for options a loss does not have.
     """
 
@@ -148,11 +161,12 @@ class Objective:
         symmetric_from: int = 0,
         spacing: Sequence[float] | None = None,
         mask_outside: bool = True,
+        leave_out_pathology: bool = False,
     ) -> None:
         self.losses = tuple(loss for loss in losses if loss.counts)
         self.symmetric, self.symmetric_from = symmetric, symmetric_from
         self.spacing = spacing
-        self.mask_outside = mask_outside
+        self.mask_outside, self.leave_out_pathology = mask_outside, leave_out_pathology
         for loss in self.losses:
             _check_options(loss)
 
@@ -169,6 +183,7 @@ class Objective:
         Raises NoOverlapError where a map leads nowhere into the image, InputError for missing labels,
         SettingsError for a term these maps do not have.
         """
+        batch = self._without_pathology(maps, batch)
         earlier = maps.earlier if isinstance(maps, InLooks) else ()
         total = batch.fixed.new_zeros((), dtype=torch.float32)
         terms = {name: total for name in self.names}
@@ -178,6 +193,18 @@ class Objective:
                 total = total + loss.schedule.weight(loss.weight, step) * value
         return total, terms
 
+    def _without_pathology(self, maps: Maps, batch: Batch) -> Batch:
+        """The batch with a mask of the fixed image that leaves out its pathology, if that is wanted."""
+        if not self.leave_out_pathology:
+            return batch
+        if isinstance(maps, Metamorphic):
+            raise SettingsError(
+                "This network accounts for the pathology: leave_out_pathology is for the other networks."
+            )
+        healthy = healthy_part(batch.pathology, batch.names)
+        mask = healthy if batch.fixed_mask is None else healthy * batch.fixed_mask
+        return replace(batch, fixed_mask=mask)
+
     def _values(self, maps: Maps, batch: Batch, step: int | None) -> Iterator[tuple[LossConfig, Tensor]]:
         """The terms that count in a step, of the maps of one look."""
         both = self.symmetric and (step is None or step >= self.symmetric_from)
@@ -186,19 +213,24 @@ class Objective:
         for loss in self.losses:
             if not loss.schedule.weight(loss.weight, step) > 0:
                 continue
-            if loss.name in PATH_LOSSES:
-                yield loss, PATH_LOSSES[loss.name](maps, ways, step, **loss.options)
+            if loss.name in FLOW_LOSSES:
+                yield loss, FLOW_LOSSES[loss.name](maps, ways, step, **loss.options)
+            elif loss.name in APPEARANCE_LOSSES:
+                yield loss, APPEARANCE_LOSSES[loss.name](maps, batch.pathology, ways, **loss.options)
             elif loss.name in MAP_TERMS:
                 yield loss, MAP_LOSSES[loss.name](maps, **loss.options)
             else:
-                yield loss, torch.stack([self._term(loss, view) for view in views]).mean()
+                yield loss, torch.stack([self._term(loss, view, step) for view in views]).mean()
 
-    def _term(self, loss: LossConfig, view: _View) -> Tensor:
+    def _term(self, loss: LossConfig, view: _View, step: int | None) -> Tensor:
         if loss.name in PENALTIES:
             return penalty(loss.name, view.penalised, self.spacing)
-        if loss.name == "dice":
-            return label_loss(view.read_labels, view.target_labels, view.u_vox)
+        if loss.name in LABEL_LOSSES:
+            labels = view.read_labels, view.target_labels
+            return LABEL_LOSSES[loss.name](*labels, view.u_vox, step, **loss.options)
         read = warp(view.read, view.u_vox)
+        if view.added is not None:
+            read = read + view.added
         options = dict(loss.options)
         if loss.name == "mind" and self.spacing is not None:
             options.setdefault("spacing", self.spacing)
@@ -228,6 +260,7 @@ def objective_of(config: TrainingConfig) -> Objective:
         symmetric=config.symmetric,
         symmetric_from=config.symmetric_from,
         spacing=config.data.spacing_mm,
+        leave_out_pathology=config.leave_out_pathology,
     )
 
 
@@ -263,27 +296,12 @@ def velocity_kl(maps: object, **options: Any) -> Tensor:
 
 MAP_LOSSES: dict[str, Callable[..., Tensor]] = {"kl": velocity_kl, **AFFINE_LOSSES}
 """Terms of the maps as a whole, called once with the maps and the options of the term."""
-MAP_OPTIONS: dict[str, Callable[..., Tensor]] = {"kl": graph_laplacian_kl, **AFFINE_LOSSES, **PATH_LOSSES}
+FLOW_LOSSES: dict[str, Callable[..., Tensor]] = {**PATH_LOSSES, **VELOCITY_LOSSES}
+"""Terms of the flow that made the maps, called with them, the directions, the step, and their options."""
+OPTIONS: dict[str, Callable[..., Tensor]] = {
+    "kl": graph_laplacian_kl, **AFFINE_LOSSES, **FLOW_LOSSES, **LABEL_LOSSES, **APPEARANCE_LOSSES,
+}  # fmt: skip
 """Whose keyword arguments are the options of these terms."""
-
-
-def label_loss(moving: Tensor | None, fixed: Tensor | None, u_vox: Tensor) -> Tensor:
-    """One minus the mean soft Dice of label maps (N, 1, *shape), each pair by the labels it holds.
-
-    A pair without any label has nothing to disagree on and gives 0.  Raises InputError for missing maps.
-    """
-    if moving is None or fixed is None:
-        raise InputError("The dice loss needs label maps, which a pair of this batch does not have.")
-    position = identity_vox(u_vox.shape[2:], u_vox.dtype, u_vox.device) + u_vox
-    values = []
-    for i in range(len(u_vox)):
-        pair = moving[i : i + 1], fixed[i : i + 1]
-        labels = labels_in(*pair)
-        if labels:
-            values.append(warped_label_dice(pair[1], pair[0], position[i : i + 1], labels=labels))
-        else:
-            values.append(u_vox[i].sum() * 0)
-    return torch.stack(values).mean()
 
 
 @torch.no_grad()
@@ -306,11 +324,13 @@ def _view(maps: Maps, batch: Batch, way: Direction) -> _View:
     u_vox = maps.u12 if way == "12" else maps.u21
     penalised = maps.deformable(way) if isinstance(maps, PartlyPenalised) else u_vox
     read, target = ("moving", "fixed") if way == "12" else ("fixed", "moving")
+    change = change_of(maps, batch.pathology)
+    seen: Tensor = getattr(batch, read)
     return _View(
-        getattr(batch, read), getattr(batch, target),
+        seen if way == "12" or change is None else seen - change, getattr(batch, target),
         getattr(batch, f"{read}_labels"), getattr(batch, f"{target}_labels"),
         getattr(batch, f"{read}_mask"), getattr(batch, f"{target}_mask"),
-        u_vox, penalised,
+        u_vox, penalised, change if way == "12" else None,
     )  # fmt: skip
 
 
@@ -320,8 +340,8 @@ def _check_options(loss: LossConfig) -> None:
     if loss.name in SIMILARITY_LOSSES:
         own = inspect.signature(SIMILARITIES[loss.name]).parameters
         known = [name for name in own if name not in ("fixed", "warped", "mask")]
-    elif loss.name in MAP_TERMS:
-        own = inspect.signature(MAP_OPTIONS[loss.name]).parameters
+    elif loss.name in OPTIONS:
+        own = inspect.signature(OPTIONS[loss.name]).parameters
         known = [name for name, parameter in own.items() if parameter.kind is parameter.KEYWORD_ONLY]
     if loss.options and not known:
         raise SettingsError(f"The loss {loss.name} has no options, but {', '.join(loss.options)} is set.")

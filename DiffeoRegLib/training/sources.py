@@ -17,10 +17,11 @@ from DiffeoRegLib.volumes.file_guard import reading, stem_of, suffix_of
 
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".gipl", ".gipl.gz",
                   ".img", ".png", ".tif", ".tiff")  # fmt: skip
-KINDS = ("labels", "mask", "points")
+KINDS = ("labels", "mask", "points", "pathology")
 SUBJECT_COLUMNS = ("image", *KINDS, "name", "person")
-PAIR_COLUMNS = tuple(
-    f"{side}{end}" for side in ("fixed", "moving") for end in ("", "_labels", "_mask", "_points", "_person")
+PAIR_COLUMNS = (
+    *(f"{s}{end}" for s in ("fixed", "moving") for end in ("", "_labels", "_mask", "_points", "_person")),
+    "fixed_pathology",
 )
 
 
@@ -31,20 +32,22 @@ def collection_from(
     labels: str | None = None,
     masks: str | None = None,
     points: str | None = None,
+    pathologies: str | None = None,
     person: str | None = None,
     same_person: Sequence[Sequence[str]] = (),
 ) -> Collection:
     """The images of a data set, checked.
 
-    source: a folder of images; a CSV or JSON table with the columns image (labels, mask, points, name,
-    person) or fixed and moving (fixed_labels, moving_labels, ...); Learn2Reg's dataset.json or its folder.
-    images, labels, masks, points: for a folder, file patterns with {name}, as in "{name}_t1.nii.gz"; the
-    last three may also be folders with files of the images' names.
+    source: a folder of images; a CSV or JSON table with the columns image (labels, mask, points, pathology,
+    name, person) or fixed and moving (fixed_labels, moving_labels, ...; fixed_pathology); Learn2Reg's
+    dataset.json or its folder.
+    images, labels, masks, points, pathologies: for a folder, file patterns with {name}, as in
+    "{name}_t1.nii.gz"; the last four may also be folders with files of the images' names.
     person, same_person: see `grouped`.
     Raises InputError (FileFormatError for a damaged table) with a sentence for anything that is not usable.
     """
     source = Path(source)
-    patterns = {"labels": labels, "mask": masks, "points": points}
+    patterns = {"labels": labels, "mask": masks, "points": points, "pathology": pathologies}
     if not source.exists():
         raise InputError(f"There is no data set '{source}': give a folder, a CSV or a JSON file.")
     if source.is_dir() and images is None and (source / "dataset.json").is_file():

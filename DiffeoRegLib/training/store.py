@@ -35,10 +35,12 @@ from DiffeoRegLib.volumes.volume import Volume
 VERSION = 1
 """Raised when preparation changes, so that what older versions kept is not used."""
 CHUNK_BYTES = 2**20
+SHARES = 256
+"""A pathology is kept in this many shares of a voxel."""
 
 Prepared = dict[str, Tensor]
-"""image (1, *shape) float32 in [0, 1]; labels (1, *shape) int32, mask (1, *shape) float32 in [0, 1] and
-points_vox (n, d) where the subject has them; moving_from_common (4, 4) float64, RAS mm."""
+"""image (1, *shape) float32 in [0, 1]; labels (1, *shape) int32, mask and pathology (1, *shape) float32 in
+[0, 1] and points_vox (n, d) where the subject has them; moving_from_common (4, 4) float64, RAS mm."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,8 @@ class Store:
                 for path in (subject.image, subject.labels, subject.mask, subject.points)
             ],
         }
+        if subject.pathology is not None:  # or what older versions kept of healthy images would not be found
+            facts["pathology"] = self._digest(subject.pathology)
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode("utf-8")).hexdigest()
         return self.folder / f"{key[:32]}.safetensors"
 
@@ -186,10 +190,13 @@ def prepare_subject(subject: Subject, reference: Volume, grid: Grid, preparation
             labels = _same_dimension(read_volume(subject.labels, labels=True), image)
             read = resample_affine(labels, grid, matrix, mode="nearest", outside="zeros")
             prepared["labels"] = read.round().to(torch.int32)[0]
-        if subject.mask is not None:
-            mask = _same_dimension(read_volume(subject.mask, labels=True), image)
-            inside = Volume((mask.data != 0).float(), mask.grid, mask.name)
-            prepared["mask"] = resample_affine(inside, grid, matrix, outside="zeros")[0]
+        for kind, path in (("mask", subject.mask), ("pathology", subject.pathology)):
+            if path is not None:
+                mask = _same_dimension(read_volume(path, labels=True), image)
+                inside = Volume((mask.data != 0).float(), mask.grid, mask.name)
+                prepared[kind] = resample_affine(inside, grid, matrix, outside="zeros")[0]
+        if "pathology" in prepared:  # rounding errors of the reading are no lesion
+            prepared["pathology"] = (prepared["pathology"] * SHARES).round() / SHARES
         if subject.points is not None:
             points = read_points(subject.points, grid=image.grid)
             back = np.linalg.inv(matrix)

@@ -19,6 +19,7 @@ class Subject:
     """One image and what belongs to it.
 
     labels, mask: volumes in the image's space; points: a landmark file, RAS mm.
+    pathology: a volume in the image's space, not 0 inside lesions; None = a healthy image.
     group: the person: images of one person never stand on both sides of a split.
     """
 
@@ -27,6 +28,7 @@ class Subject:
     labels: Path | None = None
     mask: Path | None = None
     points: Path | None = None
+    pathology: Path | None = None
     group: str = ""
 
     def __post_init__(self) -> None:
@@ -36,7 +38,8 @@ class Subject:
     @property
     def files(self) -> tuple[Path, ...]:
         """The files that exist for this subject, image first."""
-        return tuple(path for path in (self.image, self.labels, self.mask, self.points) if path is not None)
+        every = (self.image, self.labels, self.mask, self.points, self.pathology)
+        return tuple(path for path in every if path is not None)
 
 
 Pairing = tuple[Subject, Subject]

@@ -140,6 +140,15 @@ def test_landmarks_that_do_not_pair_are_a_problem_of_their_pair(pair_files, regi
     assert "do not list the same points" in one_sentence(capsys)
 
 
+def test_a_pathology_would_be_ignored_and_is_refused(pair_files, registrations, tmp_path, capsys):
+    table = pair_files / "ill.csv"
+    rows = ["fixed,moving,fixed_pathology", "fixed.nii.gz,moving.nii.gz,fixed_seg.nii.gz"]
+    table.write_text("\n".join(rows), encoding="utf-8")
+    assert run("evaluate", "--pairs", table, "-o", tmp_path / "out") != 0
+    assert "fixed_pathology" in one_sentence(capsys)
+    assert not registrations
+
+
 def test_results_are_not_overwritten_unless_told(pairs, registrations, tmp_path, capsys):
     words = ["evaluate", "--pairs", pairs, "-o", tmp_path / "out", "--quiet"]
     assert run(*words) == 0
