@@ -73,7 +73,8 @@ class Card:
 
     needs_*: inputs without which it does not run.  citation: printed in the report of every run that used it.
     time_steps: it has a flow whose number of steps can be chosen, within `steps_range` (first and last
-    number worth offering) or as `steps_default`.
+    number worth offering) or as `steps_default`.  trained_steps: how many a model's network was trained with,
+    0 = it knows of no steps.
     refinable: iterations and regularity of the instance optimisation can be set.
     weights: files without which it does not run; empty for a method that was not trained.
     method: name of the engine's method; empty = the card's name.
@@ -84,6 +85,7 @@ class Card:
     own_weights: it runs only with weights that the user has trained (Settings.weights).
     kernels: its regulariser is made of Gaussian kernels; the kernel_* settings and `kinetic` are used.
     geodesic: the motion is shot from a momentum, which can be kept; `integrator` is used.
+    time_varying: its velocities change in time and are followed in steps; they can be kept.
     """
 
     name: str
@@ -103,6 +105,7 @@ class Card:
     deformable: bool = True
     steps_range: tuple[int, int] = (1, 128)
     steps_default: int | Literal["auto"] = "auto"
+    trained_steps: int = 0
     method: str = ""
     version: str = ""
     modality: str = ""
@@ -116,6 +119,7 @@ class Card:
     network: str = ""
     kernels: bool = False
     geodesic: bool = False
+    time_varying: bool = False
 
     def __post_init__(self) -> None:
         if not self.method:

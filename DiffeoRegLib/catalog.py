@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from DiffeoRegLib.cards import Card, Measured, WeightFile
 from DiffeoRegLib.errors import SettingsError, UnknownNameError
@@ -25,6 +26,7 @@ __all__ = [
     "TrainingData",
     "WeightFile",
     "card",
+    "check_steps",
     "check_weights_choice",
     "default_models_folder",
     "linear_model",
@@ -63,6 +65,7 @@ class Model:
     anatomy: str
     spacing_mm: tuple[float, ...]
     measured: Measured | None
+    trained_steps: int = 0
 
     def __post_init__(self) -> None:
         if not re.fullmatch(NAME, self.id):
@@ -73,6 +76,8 @@ class Model:
             empty.append("training_data")
         if empty:
             raise SettingsError(f"The model '{self.id}' says nothing about {', '.join(empty)}.")
+        if self.trained_steps < 0:
+            raise SettingsError(f"The model '{self.id}' cannot be trained with {self.trained_steps} steps.")
 
     def card(self, method: Card) -> Card:
         """Its card, given that of its method."""
@@ -83,7 +88,8 @@ class Model:
             anatomy=self.anatomy, spacing_mm=self.spacing_mm, training_data=self.training_data.description,
             training_licence=self.training_data.licence, measured=self.measured, halfway=method.halfway,
             deformable=method.deformable, network=method.network, kernels=method.kernels,
-            geodesic=method.geodesic,
+            geodesic=method.geodesic, steps_range=method.steps_range, steps_default=method.steps_default,
+            trained_steps=self.trained_steps, time_varying=method.time_varying,
         )  # fmt: skip
 
 
@@ -159,6 +165,13 @@ def check_weights_choice(card: Card, weights: str | None) -> None:
             f"'{card.name}' runs with weights that you trained: give their file (--weights FILE), or choose "
             "a trained model, see `diffeoreg methods`."
         )
+
+
+def check_steps(card: Card, steps: int | Literal["auto"]) -> None:
+    """Raises SettingsError for a number of time steps that a method with a flow does not offer."""
+    first, last = card.steps_range
+    if card.time_steps and steps != "auto" and not first <= steps <= last:
+        raise SettingsError(f"'{card.name}' takes {first} to {last} time steps, or 'auto', not {steps}.")
 
 
 _METHODS = {card.name: card for card in METHOD_CARDS}

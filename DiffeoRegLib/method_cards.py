@@ -95,6 +95,17 @@ METHOD_CARDS = (
         network="voxelmorph-diff",
     ),
     Card(
+        name="transmorph-tvf",
+        title="TransMorph-TVF with weights of your own",
+        use="A transformer that you trained (diffeoreg train): a velocity for every step, kept as a path.",
+        citation=(
+            "Chen J, Frey EC, Du Y. Unsupervised learning of diffeomorphic image registration via "
+            "TransMorph. WBIR 2022, Lecture Notes in Computer Science 13386:96-102."
+        ),
+        own_weights=True,
+        time_varying=True,
+    ),
+    Card(
         name="vsvf-network",
         title="vSVF network with weights of your own",
         use="Stationary velocities by a network that you trained (diffeoreg train), smooth by a kernel.",

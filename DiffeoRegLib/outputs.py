@@ -28,6 +28,7 @@ from DiffeoRegLib.report.scores import grid_points
 from DiffeoRegLib.space.grid import Grid
 from DiffeoRegLib.space.storage import storage_bytes, storage_grid
 from DiffeoRegLib.space.transform import CompositeTransform, DisplacementTransform, Transform, displacement_on
+from DiffeoRegLib.velocity_files import SavedVelocities, write_velocities
 from DiffeoRegLib.volumes.files import write_volume
 from DiffeoRegLib.volumes.pair import Correspondence
 from DiffeoRegLib.volumes.transform_files import read_transform, write_transform
@@ -39,6 +40,7 @@ NAMES = {
     "moved": "moved.nii.gz",
     "moved_seg": "moved_seg.nii.gz",
     "geodesic": "geodesic.safetensors",
+    "velocities": "velocities.safetensors",
     "sigma_moving": "sigma_moving.nii.gz",
     "sigma_fixed": "sigma_fixed.nii.gz",
     "report": "report.json",
@@ -115,13 +117,14 @@ def write_results(
     moved_labels: Volume | None = None,
     evaluation: Correspondence | None = None,
     geodesic: SavedGeodesics | None = None,
+    velocities: SavedVelocities | None = None,
     overwrite: bool = False,
     html: bool = True,
     check: bool = True,
 ) -> Written:
     """Write transform, inverse, moved image, the report, and what else there is; all or nothing.
 
-    That is moved labels, the geodesic of the run, and the width of its regulariser.
+    That is moved labels, the geodesic or the velocities of the run, and the width of its regulariser.
     check: read both transforms back and compare them.  Older results of the same names are replaced, and
     those this run has no counterpart for are removed, when `overwrite` is set.
     Raises OutputExistsError and OutputError; no partial file is left in any case.
@@ -138,12 +141,15 @@ def write_results(
             write_volume(moved_labels, stage / NAMES["moved_seg"])
         if geodesic is not None:
             write_geodesics(stage / NAMES["geodesic"], geodesic)
+        if velocities is not None:
+            write_velocities(stage / NAMES["velocities"], velocities)
         for kind, sigma in zip(("sigma_moving", "sigma_fixed"), result.sigma or (), strict=False):
             write_volume(sigma, stage / NAMES[kind])
         report = dict(result.report)
         report["transform"] = _stored_facts(stage, transforms, result, fixed, moving, check)
-        if geodesic is not None:
-            report["transform"]["geodesic_mb"] = (stage / NAMES["geodesic"]).stat().st_size / MEGABYTE
+        for kind in ("geodesic", "velocities"):
+            if (stage / NAMES[kind]).exists():
+                report["transform"][f"{kind}_mb"] = (stage / NAMES[kind]).stat().st_size / MEGABYTE
         scene = _scene(result, fixed, moving, evaluation)
         gallery = draw(scene) if html else None
         report["seconds"] = {**report.get("seconds", {}), "writing": time.perf_counter() - started}

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from DiffeoRegLib.catalog import card
+from DiffeoRegLib.catalog import card, check_steps
 from DiffeoRegLib.device import DeviceChoice, choose_device, memory_bytes, set_threads
 from DiffeoRegLib.methods import method_named
 from DiffeoRegLib.methods.base import Motion, Needs, NetworkMethod, Progress, Report
@@ -29,6 +29,7 @@ from DiffeoRegLib.methods.start import (
     find_start,
     linear_matrix,
 )
+from DiffeoRegLib.methods.trained import require_extent
 from DiffeoRegLib.methods.unused import unused_settings
 from DiffeoRegLib.networks.weights import check_weights
 from DiffeoRegLib.report.measure import measure
@@ -108,12 +109,13 @@ def register(
     """
     settings = settings or Settings()
     method = card(settings.method)
+    check_steps(method, settings.steps)
     check_weights(method, settings)
     run = _Run(settings, progress)
     run.notes += check_pair(fixed, moving, masks, guidance, evaluation)
     run.notes += checked_regions(method, regions, moving, settings)
     run.notes += unused_settings(method, settings)
-    needs = run.needs(fixed.grid.dim)
+    needs = run.needs(fixed, moving)
     start = run.align(fixed, moving, masks, initial)
     flow, motion, working, sigma = None, None, None, None
     if method.deformable:
@@ -169,14 +171,16 @@ class _Run:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
-    def needs(self, dim: int) -> Needs | None:
-        """What a method with a trained network needs; None for the others."""
+    def needs(self, fixed: Volume, moving: Volume) -> Needs | None:
+        """What a method with a trained network needs, if these images have it; None for other methods."""
         known = card(self.settings.method)
         if not (known.trained and known.deformable):
             return None
         method = method_named(self.settings.method)
         assert isinstance(method, NetworkMethod)
-        return method.needs(self.settings, dim)
+        needs = method.needs(self.settings, fixed.grid.dim)
+        require_extent(needs, fixed, moving)
+        return needs
 
     def align(self, fixed: Volume, moving: Volume, masks: Masks | None, initial: Transform | None) -> Start:
         """The initial alignment asked for."""

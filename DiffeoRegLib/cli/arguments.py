@@ -11,6 +11,7 @@ from DiffeoRegLib.catalog import CARDS
 from DiffeoRegLib.cli.geodesic_arguments import (
     SHOOT,
     SHOOT_EXAMPLES,
+    keep_flag,
     kernel_flags,
     region_flags,
     shoot_flags,
@@ -37,7 +38,7 @@ examples:
   diffeoreg register t1.nii.gz ct.nrrd -o out/ --preset multimodal --effort accurate
   diffeoreg apply out/transform.h5 labels.nii.gz --like fixed.nii.gz -o moved.nii.gz --labels
   diffeoreg shoot out/geodesic.safetensors -o half.h5 --time 0.5
-      half of the way, after a run of lddmm or rdmm
+      half of the way, after a run of lddmm, rdmm or transmorph-tvf
   diffeoreg evaluate --transform out/transform.h5 --fixed-seg a.nii.gz --moving-seg b.nii.gz
   diffeoreg evaluate --pairs pairs.csv --method svf -o scores/
       what a method is worth on many pairs, one row each
@@ -55,6 +56,7 @@ Find the transform that brings MOVING onto FIXED and write to OUT:
   moved.nii.gz   the moving image on the fixed grid; moved_seg.nii.gz with --moving-seg
   geodesic.safetensors, sigma_moving.nii.gz, sigma_fixed.nii.gz   with lddmm and rdmm: what
                  `diffeoreg shoot` reads; how wide the regulariser is, mm, at both ends of the way
+  velocities.safetensors   with --keep-path: what `diffeoreg shoot` reads after a run of transmorph-tvf
   report.json    every number; report.html the same as a page with pictures
 
 Volumes: NIfTI, NRRD, MetaImage, a folder with one DICOM series, PNG and other 2D images.
@@ -97,11 +99,11 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     _register(commands)
     _apply(commands)
-    summary = "transforms from the geodesic of a run, at any time"
+    summary = "transforms from the geodesic or the velocities of a run, at any time"
     shoot_flags(_command(commands, "shoot", summary, SHOOT, SHOOT_EXAMPLES), _numbers)
     _evaluate(commands)
     train_flags(_command(commands, "train", "train a network", TRAIN, TRAIN_EXAMPLES))
-    summary = "use weights that the authors of SITReg published"
+    summary = "use weights that the authors of SITReg or TransMorph-TVF published"
     import_flags(_command(commands, "import-weights", summary, IMPORT, IMPORT_EXAMPLES), _numbers)
     _methods(commands)
     _device(commands)
@@ -137,6 +139,7 @@ def _register(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("moving", metavar="MOVING", help="the image that is brought onto it")
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="folder for the results")
     parser.add_argument("--overwrite", action="store_true", help="replace results that exist in OUT")
+    keep_flag(parser)
     _what_to_do(parser.add_argument_group("what to do"))
     _extra_inputs(parser.add_argument_group("masks, segmentations, landmarks"))
     region_flags(parser.add_argument_group("regions of the moving image, each with its stiffness"))
@@ -173,7 +176,7 @@ def _what_to_do(group: argparse._ArgumentGroup) -> None:
         default="auto",
         type=_steps,
         metavar="N|auto",
-        help="time steps of the flow; auto = the fewest that leave no fold",
+        help="time steps of the flow; auto = the fewest that leave no fold, or that are one to one each",
     )
 
 
@@ -245,7 +248,7 @@ def _details(group: argparse._ArgumentGroup) -> None:
         type=_named_value,
         metavar="NAME=VALUE",
         help="a setting of one method alone, such as passes=1, mode=complete-exact or precision=float32 of "
-        "the sitreg models; may be repeated",
+        "the sitreg models, order=residual of transmorph-tvf; may be repeated",
     )
     group.add_argument("--seed", type=int, default=0, help="for methods that use random numbers (default 0)")
 

@@ -39,6 +39,7 @@ from DiffeoRegLib.report.text import summary
 from DiffeoRegLib.settings import INTERPOLATIONS, PRESETS
 from DiffeoRegLib.space.sample import Mode
 from DiffeoRegLib.space.transform import Transform
+from DiffeoRegLib.velocity_files import saved_velocities
 from DiffeoRegLib.volumes.files import read_points, read_volume, write_points, write_volume
 from DiffeoRegLib.volumes.resample import warp_labels, warp_volume
 from DiffeoRegLib.volumes.transform_files import read_transform
@@ -46,7 +47,7 @@ from DiffeoRegLib.volumes.volume import Volume
 
 POINT_FILES = (".fcsv", ".csv", ".tsv", ".txt", ".json", ".pts", ".vtk")
 READING_ENDS, WRITING_STARTS = 0.02, 0.95  # shares of the whole progress
-NOT_KEPT = "The geodesic is not written: the run started from a non-linear transform, which it does not hold."
+NOT_KEPT = "The {} not written: the run started from a non-linear transform, which the file does not hold."
 MODES: dict[str, Mode] = {"linear": "linear", "cubic": "cubic"}
 
 
@@ -54,7 +55,7 @@ def register(arguments: argparse.Namespace, console: Console) -> None:
     """`diffeoreg register`: read, register, write everything or nothing."""
     settings, initial_file = settings_from(arguments)
     check_flags(arguments)
-    if catalog.card(settings.method).geodesic:
+    if catalog.card(settings.method).geodesic or arguments.keep_path:
         require_safetensors(OutputError)
     folder = Path(arguments.output)
     check_output_folder(folder, overwrite=arguments.overwrite)
@@ -80,7 +81,12 @@ def register(arguments: argparse.Namespace, console: Console) -> None:
     )  # fmt: skip
     geodesic = saved_geodesics(result, fixed.grid, settings.taper_mm)
     if geodesic is None and result.motion is not None and result.motion.geodesics:
-        result.report["notes"] = [*result.report.get("notes", []), NOT_KEPT]
+        result.report["notes"] = [*result.report.get("notes", []), NOT_KEPT.format("geodesic is")]
+    velocities = None
+    if arguments.keep_path:
+        velocities = saved_velocities(result, fixed.grid, settings.taper_mm)
+        if velocities is None:
+            result.report["notes"] = [*result.report.get("notes", []), NOT_KEPT.format("velocities are")]
     for note in result.report.get("notes", []):
         console.log(note)
     console.progress("writing", WRITING_STARTS, "writing the results")
@@ -90,8 +96,8 @@ def register(arguments: argparse.Namespace, console: Console) -> None:
         moved_labels = warp_labels(segmentation, result.transform, fixed.grid, smooth=arguments.smooth_labels)
     written = write_results(
         folder, result, fixed=fixed, moving=moving, moved_labels=moved_labels, evaluation=evaluation,
-        geodesic=geodesic, overwrite=arguments.overwrite, html=not arguments.no_html,
-        check=not arguments.no_check,
+        geodesic=geodesic, velocities=velocities, overwrite=arguments.overwrite,
+        html=not arguments.no_html, check=not arguments.no_check,
     )  # fmt: skip
     console.progress("writing", 1.0, "done")
     files = {name: str(path) for name, path in written.files.items()}

@@ -1,4 +1,4 @@
-"""The flags of kernels, regions and geodesics: for `register`, `evaluate --pairs` and `shoot`."""
+"""The flags of kernels, regions and kept motions: for `register`, `evaluate --pairs` and `shoot`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from DiffeoRegLib.stiffness import REST, STIFFNESS, Stiffness, stiffness_of
 Numbers = Callable[[str], tuple[float, ...]]
 
 SHOOT = """\
-Shoot the transform of a run again from its geodesic.safetensors, wholly or part of the way:
+Make the transform of a run again from its geodesic.safetensors (lddmm, rdmm) or velocities.safetensors
+(transmorph-tvf with --keep-path), wholly or part of the way:
 at time 1 the very transform.h5 of the run, at time 0 the identity, invertible at every time between.
 
 TRANSFORM is fixed point -> moving point: .h5, or one displacement field in .nrrd, .mha, .nii, .nii.gz.
@@ -23,6 +24,8 @@ examples:
   diffeoreg shoot out/geodesic.safetensors -o half.nii.gz --time 0.5
   diffeoreg shoot out/geodesic.safetensors -o way.h5 --times 0,0.25,0.5,0.75,1
       way_000.h5 to way_004.h5: all of them appear, or none
+  diffeoreg shoot out/velocities.safetensors -o way.h5 --each-step
+      way_000.h5 (the identity) to way_008.h5 after a run of 8 steps
 
 exit status: as of `diffeoreg register`.
 """
@@ -30,7 +33,9 @@ exit status: as of `diffeoreg register`.
 
 def shoot_flags(parser: argparse.ArgumentParser, numbers: Numbers) -> None:
     """The flags of `diffeoreg shoot`; numbers: reads a list of them."""
-    parser.add_argument("geodesic", metavar="FILE", help="geodesic.safetensors of a run")
+    parser.add_argument(
+        "kept", metavar="FILE", help="geodesic.safetensors or velocities.safetensors of a run"
+    )
     parser.add_argument("-o", "--output", metavar="TRANSFORM", required=True, help="file to write")
     parser.add_argument(
         "--inverse-output",
@@ -44,10 +49,28 @@ def shoot_flags(parser: argparse.ArgumentParser, numbers: Numbers) -> None:
     when.add_argument(
         "--times", type=numbers, metavar="A,B,..", help="several times: a numbered file for each"
     )
+    when.add_argument(
+        "--each-step",
+        action="store_true",
+        help="of velocities: a numbered file after every time step, from none to all of them",
+    )
     parser.add_argument(
-        "--steps", type=int, metavar="N", help="time steps of every geodesic (default: those of the run)"
+        "--steps",
+        type=int,
+        metavar="N",
+        help="time steps, of every geodesic or of all velocities (default: those of the run)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+
+
+def keep_flag(parser: argparse.ArgumentParser) -> None:
+    """What `register` keeps of a motion beside its transforms."""
+    parser.add_argument(
+        "--keep-path",
+        action="store_true",
+        help="transmorph-tvf: also write the velocities, from which `diffeoreg shoot` makes the transform at "
+        "any time",
+    )
 
 
 def region_flags(group: argparse._ArgumentGroup) -> None:

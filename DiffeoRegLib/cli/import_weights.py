@@ -1,4 +1,4 @@
-"""`diffeoreg import-weights`: published SITReg weights as a file that `register --weights` takes."""
+"""`diffeoreg import-weights`: published weights as a file that `register --weights` takes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 
 from DiffeoRegLib import catalog
 from DiffeoRegLib.cli.console import Console
+from DiffeoRegLib.cli.import_tvf import METHOD as TVF
+from DiffeoRegLib.cli.import_tvf import TVFLike, check_method, import_tvf, published_like, training_like
 from DiffeoRegLib.errors import FileFormatError, OutputError, OutputExistsError, SettingsError
-from DiffeoRegLib.networks.published import PUBLISHED, places_of
+from DiffeoRegLib.networks.published import PUBLISHED, PUBLISHED_TVF, places_of
 from DiffeoRegLib.networks.pyramid import PyramidConfig, parameter_count
 from DiffeoRegLib.networks.sitreg import SITReg
 from DiffeoRegLib.networks.sitreg_turned import turned_weights
@@ -43,10 +45,16 @@ def import_weights(arguments: argparse.Namespace, console: Console) -> None:
     source, target = Path(arguments.published), Path(arguments.output)
     _check_target(target, overwrite=arguments.overwrite)
     like = like_of(arguments.like)
-    dim = like.expected.dim
+    dim = len(like.window) if isinstance(like, TVFLike) else like.expected.dim
     spacing_mm = _spacing(arguments.spacing_mm or like.spacing_mm, dim, arguments.like)
     axes = _axes(arguments.axes or like.axes, dim, arguments.like)
     console.progress("reading", 0.0, "reading the published weights")
+    if isinstance(like, TVFLike):
+        licence = arguments.licence or NOT_STATED
+        found = import_tvf(source, target, like, arguments.like, spacing_mm, axes, licence)
+        console.progress("writing", 1.0, "done")
+        console.result(*found)
+        return
     network = read_published(source, groups=like.expected.groups, head_groups=like.expected.head_groups)
     _check_sizes(network.config, like.expected, str(source), arguments.like)
     state = network.state_dict() if axes is None else turned_weights(network, *places_of(axes))
@@ -97,8 +105,8 @@ def _said(
     ]
 
 
-def like_of(name: str) -> Like:
-    """The network of a name in PUBLISHED, or of a training configuration.
+def like_of(name: str) -> Like | TVFLike:
+    """The network of a name in PUBLISHED or PUBLISHED_TVF, or of a training configuration.
 
     Raises SettingsError for neither, or for a configuration of another network.
     """
@@ -110,14 +118,17 @@ def like_of(name: str) -> Like:
         )  # fmt: skip
         size = known.spacing_mm
         return Like(config, None if size is None else (size,) * 3, known.axes, known.images)
+    if name in PUBLISHED_TVF:
+        return published_like(name)
     if not Path(name).is_file():
         raise SettingsError(
-            f"--like takes {', '.join(PUBLISHED)} or the YAML file of a training run, and there is no file "
-            f"'{name}'."
+            f"--like takes {', '.join((*PUBLISHED, *PUBLISHED_TVF))} or the YAML file of a training run, and "
+            f"there is no file '{name}'."
         )
     training = read_config(Path(name))
-    if training.network.name != "sitreg":
-        raise SettingsError(f"'{name}' trains '{training.network.name}'; published weights are of 'sitreg'.")
+    check_method(name, training.network.name)
+    if training.network.name == TVF:
+        return training_like(training, NOT_STATED)
     config = build(PyramidConfig, training.network.sizes, "network.sizes")
     return Like(config, training.data.spacing_mm, None, NOT_STATED)
 

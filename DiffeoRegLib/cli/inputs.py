@@ -70,6 +70,10 @@ def check_flags(arguments: argparse.Namespace) -> None:
         raise SettingsError("--guide-with-landmarks needs --landmarks FIXED MOVING.")
     landmark_files(arguments)
     _check_region_flags(arguments)
+    if arguments.keep_path and not catalog.card(arguments.method).time_varying:
+        raise SettingsError(
+            f"--keep-path is for methods whose velocities change in time, and '{arguments.method}' is none."
+        )
     if arguments.levels and arguments.iterations and len(arguments.levels) != len(arguments.iterations):
         raise SettingsError(
             f"--levels names {len(arguments.levels)} levels but --iterations {len(arguments.iterations)}."

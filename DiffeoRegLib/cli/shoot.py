@@ -1,8 +1,9 @@
-"""`diffeoreg shoot`: the transform of a run from its geodesic, at one time or at several."""
+"""`diffeoreg shoot`: the transform of a run from its geodesic or its velocities, at any times."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -10,34 +11,42 @@ from typing import Any
 from DiffeoRegLib.cli.console import Console
 from DiffeoRegLib.cli.inputs import check_target
 from DiffeoRegLib.errors import OutputError, SettingsError
-from DiffeoRegLib.geodesic_files import SavedGeodesics, check_time, matrix_at, read_geodesics, reshoot
+from DiffeoRegLib.geodesic_files import SavedGeodesics, read_geodesics, reshoot
 from DiffeoRegLib.methods.geodesic import Geodesic
 from DiffeoRegLib.outputs import staging, stored_form, undisturbed
+from DiffeoRegLib.sealed_files import check_time, keys_of, linear_at
 from DiffeoRegLib.space.grid import Grid
 from DiffeoRegLib.space.transform import Transform
+from DiffeoRegLib.velocity_files import KEY as VELOCITIES
+from DiffeoRegLib.velocity_files import SavedVelocities, read_velocities, retrace
 from DiffeoRegLib.volumes.file_guard import stem_of, suffix_of
 from DiffeoRegLib.volumes.transform_files import WRITTEN_FIELDS, write_transform
 
 KINDS = ("transform", "inverse")
 READ = 0.02  # share of the whole progress
+Saved = SavedGeodesics | SavedVelocities
 
 
 def shoot(arguments: argparse.Namespace, console: Console) -> None:
-    """Read, shoot, write every file or none."""
+    """Read, follow, write every file or none."""
     times = (arguments.time,) if arguments.times is None else arguments.times
-    targets = _targets(arguments, times)
-    console.progress("reading", 0.0, "reading the geodesic")
-    saved = read_geodesics(arguments.geodesic)
+    if not arguments.each_step:
+        targets = _targets(arguments, times)
+    console.progress("reading", 0.0, "reading what the run kept")
+    saved = _read(Path(arguments.kept))
     if arguments.steps is not None:
         saved = saved.with_steps(arguments.steps)
+    if arguments.each_step:
+        times = _after_each_step(saved)
+        targets = _targets(arguments, times)
     said: list[str] = []
     with ExitStack() as stack:
         stages = {parent: stack.enter_context(staging(parent)) for parent in _parents(targets)}
         for number, (time, files) in enumerate(zip(times, targets, strict=True)):
             fraction = READ + (1 - READ) * number / len(times)
-            console.progress("shoot", fraction, f"following the geodesic to time {time:g}")
+            console.progress("shoot", fraction, f"following the motion to time {time:g}")
             notes: list[str] = []
-            forms = reshoot(saved, time, notes=notes)
+            forms = _forms(saved, time, notes)
             said += [note for note in notes if note not in said]
             for transform, grid, file in zip(forms, _grids(saved, time), files, strict=False):
                 _write(transform, stages[file.parent] / file.name, grid)
@@ -50,10 +59,29 @@ def shoot(arguments: argparse.Namespace, console: Console) -> None:
     console.result(*_result(times, targets, saved))
 
 
-def _targets(arguments: argparse.Namespace, times: tuple[float, ...]) -> list[tuple[Path, ...]]:
-    """The files of every time, transform first; raises InputError and OutputError before anything is read."""
+def _read(path: Path) -> Saved:
+    """What the file says it holds; raises FileFormatError."""
+    return read_velocities(path) if VELOCITIES in keys_of(path) else read_geodesics(path)
+
+
+def _forms(saved: Saved, time: float, notes: list[str]) -> tuple[Transform, Transform]:
+    """The transform at a time, and its inverse."""
+    if isinstance(saved, SavedVelocities):
+        return retrace(saved, time, notes=notes)
+    return reshoot(saved, time, notes=notes)
+
+
+def _after_each_step(saved: Saved) -> tuple[float, ...]:
+    """From 0 to 1; raises SettingsError for geodesics, whose steps are of the integrator alone."""
+    if not isinstance(saved, SavedVelocities):
+        raise SettingsError("--each-step is for velocities; of a geodesic take --times.")
+    return tuple(number / saved.steps for number in range(saved.steps + 1))
+
+
+def _targets(arguments: argparse.Namespace, times: Sequence[float]) -> list[tuple[Path, ...]]:
+    """The files of every time, transform first; raises InputError and OutputError before any is written."""
     for time in times:
-        check_time(time)
+        check_time(time, "This way")
     if len(set(times)) < len(times):
         raise SettingsError(f"--times names a time twice: {', '.join(f'{time:g}' for time in times)}.")
     given = [arguments.output, arguments.inverse_output]
@@ -63,7 +91,7 @@ def _targets(arguments: argparse.Namespace, times: tuple[float, ...]) -> list[tu
             raise OutputError(
                 f"'{name.name}': this transform is written as {', '.join(WRITTEN_FIELDS)}; give such a name."
             )
-    if arguments.times is not None:
+    if arguments.times is not None or arguments.each_step:
         targets = [tuple(_numbered(name, number) for name in names) for number in range(len(times))]
     else:
         targets = [tuple(names)]
@@ -83,12 +111,12 @@ def _parents(targets: list[tuple[Path, ...]]) -> list[Path]:
     return sorted({file.parent for files in targets for file in files})
 
 
-def _grids(saved: SavedGeodesics, time: float) -> tuple[Grid, Grid]:
+def _grids(saved: Saved, time: float) -> tuple[Grid, Grid]:
     """Where a transform and its inverse are sampled for a file of one field.
 
     The inverse is at home under the fixed image: on its grid, carried by the linear part.
     """
-    matrix, _ = matrix_at(saved, time)
+    matrix, _ = linear_at(saved.moving_from_fixed, time)
     return saved.cover, Grid(saved.cover.shape, matrix @ saved.cover.world_from_voxel)
 
 
@@ -99,7 +127,7 @@ def _write(transform: Transform, path: Path, grid: Grid) -> None:
 
 
 def _result(
-    times: tuple[float, ...], targets: list[tuple[Path, ...]], saved: SavedGeodesics
+    times: Sequence[float], targets: list[tuple[Path, ...]], saved: Saved
 ) -> tuple[str, dict[str, Any]]:
     """What people read and what programs read."""
     files: dict[str, str] = {}
@@ -110,8 +138,12 @@ def _result(
         f"time {time:<5g} {', '.join(str(path) for path in paths)}"
         for time, paths in zip(times, targets, strict=True)
     ]
-    text = "\n".join([f"Steps in time: {'; '.join(map(_stepping, saved.geodesics))}. Written:", *lines])
-    steps = [link.steps for link in saved.geodesics]
+    if isinstance(saved, SavedVelocities):
+        steps = [saved.steps]
+        how = [f"{saved.steps} of {len(saved.velocity_vox)} velocities, order '{saved.order}'"]
+    else:
+        steps, how = [link.steps for link in saved.geodesics], [*map(_stepping, saved.geodesics)]
+    text = "\n".join([f"Steps in time: {'; '.join(how)}. Written:", *lines])
     return text, {"command": "shoot", "files": files, "times": list(times), "steps": steps}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from DiffeoRegLib.networks.published import PUBLISHED
+from DiffeoRegLib.networks.published import PUBLISHED, PUBLISHED_TVF
 
 TRAIN = """\
 Train a network as CONFIG says and write to RUN:
@@ -31,7 +31,8 @@ exit status: 0 done or stopped in time, 2 unusable settings or data, 3 the disk 
 """
 
 IMPORT = """\
-Turn PUBLISHED, a checkpoint of the authors' SITReg code (honkamj/SITReg), into weights for --method sitreg.
+Turn PUBLISHED, a checkpoint of the authors' code, into weights: of SITReg (honkamj/SITReg) for --method
+sitreg, of TransMorph-TVF (junyuchen245/TransMorph_TVF) for --method transmorph-tvf.
 Only numbers are read from it: nothing in the file can run. What was found is said, and kept in OUT.
 
 The file does not say which way its images lay or how large their voxels were. Those of OASIS are known.
@@ -41,6 +42,7 @@ IMPORT_EXAMPLES = """\
 examples:
   diffeoreg import-weights model.pt -o oasis.safetensors --like oasis
   diffeoreg import-weights model.pt -o mine.safetensors --like mine.yaml --axes RAS --spacing-mm 2
+  diffeoreg import-weights tvf.pth.tar -o tvf.safetensors --like tvf-oasis
   diffeoreg register fixed.nii.gz moving.nii.gz -o out/ --method sitreg --weights oasis.safetensors
 """
 
@@ -79,7 +81,8 @@ def import_flags(parser: argparse.ArgumentParser, numbers: Callable[[str], tuple
         "--like",
         metavar="NAME",
         required=True,
-        help=f"which network it is: {', '.join(PUBLISHED)}, or the YAML file of a training run like it",
+        help=f"which network it is: {', '.join((*PUBLISHED, *PUBLISHED_TVF))}, or the YAML file of a "
+        "training run like it",
     )
     parser.add_argument(
         "--spacing-mm",

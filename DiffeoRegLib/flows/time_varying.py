@@ -94,6 +94,61 @@ def until(velocities_vox: Sequence[Tensor], time: float) -> list[Tensor]:
     return held
 
 
+def in_steps(velocities_vox: Sequence[Tensor], steps: int) -> list[Tensor]:
+    """The same motion in other equal steps: what the fields add up to over each of so many intervals of time.
+
+    velocities_vox: of the N steps, each (N, d, *grid), voxels per step.  steps: 1 or more; N gives them back.
+    Raises ShapeError for no fields or different shapes, SettingsError for no steps.
+    """
+    _check(velocities_vox, "paper", 1)
+    if steps < 1:
+        raise SettingsError(f"A path is followed in 1 step or more, not {steps}.")
+    fields = len(velocities_vox)
+    if steps == fields:
+        return list(velocities_vox)
+    found = []
+    for number in range(steps):
+        # Time counts in parts of 1 / (fields * steps), so that every interval begins and ends at a whole one.
+        begin, end = number * fields, (number + 1) * fields
+        share: Tensor | None = None
+        for index in range(begin // steps, -(-end // steps)):
+            length = min(end, (index + 1) * steps) - max(begin, index * steps)
+            part = velocities_vox[index] * (length / steps)
+            share = part if share is None else share + part
+        assert share is not None
+        found.append(share)
+    return found
+
+
+def position_at(
+    velocities_vox: Sequence[Tensor], steps: int, order: Order = "paper", time: float = 1.0
+) -> Tensor:
+    """The displacement at a time in [0, 1] of a motion that is followed in so many steps, (N, d, *grid).
+
+    velocities_vox: as in `in_steps`; those of the order `official` in true lengths, which are half of what
+    its networks predict and its code samples by.
+    Raises like `in_steps` and `until`, and SettingsError for the order `official` in other steps than fields.
+    """
+    _check_order(order)
+    if order != "official":
+        return integrate_steps(until(in_steps(velocities_vox, steps), time), order)
+    if steps != len(velocities_vox):
+        raise SettingsError(
+            f"The official order follows its {len(velocities_vox)} fields in one step each, not in {steps} "
+            "steps; take the order 'paper' for those."
+        )
+    return 0.5 * integrate_steps([2 * field for field in until(velocities_vox, time)], order)
+
+
+def enough_steps(velocities_vox: Sequence[Tensor], most: int) -> int:
+    """Fewest multiple of the number of fields for which every step is one to one, if that is at most `most`.
+
+    Else the largest multiple up to `most`, or one step per field.  Raises like `safe_substeps`.
+    """
+    fields = len(velocities_vox)
+    return fields * max(1, min(safe_substeps(velocities_vox), most // fields))
+
+
 def inverse_of_steps(
     velocities_vox: Sequence[Tensor],
     kind: InverseKind = "global",

@@ -10,6 +10,7 @@ from DiffeoRegLib.methods.learned_momentum import LearnedLDDMM, LearnedRDMM, Lea
 from DiffeoRegLib.methods.rdmm import RDMM
 from DiffeoRegLib.methods.sitreg import SITRegMethod
 from DiffeoRegLib.methods.svf import StationaryVelocity
+from DiffeoRegLib.methods.transmorph_tvf import TransMorphTVFMethod
 from DiffeoRegLib.methods.vector_momentum import VectorMomentumVelocity
 from DiffeoRegLib.methods.voxelmorph import VoxelMorphMethod
 
@@ -20,6 +21,7 @@ METHODS: dict[str, type[Method]] = {
     "rdmm-network": LearnedRDMM,
     "sitreg": SITRegMethod,
     "svf": StationaryVelocity,
+    "transmorph-tvf": TransMorphTVFMethod,
     "voxelmorph": VoxelMorphMethod,
     "vsvf": VectorMomentumVelocity,
     "vsvf-network": LearnedVSVF,

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from DiffeoRegLib.flows.time_varying import Order
 from DiffeoRegLib.methods.geodesic import Geodesic
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.grid import Grid
@@ -41,6 +42,8 @@ class Motion:
     notes: sentences for the report.
     geodesics: not empty: the motion is theirs, phi^-1 = g_0^-1 o g_1^-1 o ... (fixed to moving points), and
     the velocity is v(0) of the last one on its map grid, for display only.
+    stepping: the T velocities are followed by steps of this order (`flows/time_varying.py`), each for 1/T
+    from fixed to moving points; None: each is integrated by scaling and squaring.
     """
 
     velocity_vox: Tensor
@@ -48,6 +51,7 @@ class Motion:
     halves: tuple[Tensor, Tensor] | None = None
     notes: tuple[str, ...] = ()
     geodesics: tuple[Geodesic, ...] = ()
+    stepping: Order | None = None
 
     @classmethod
     def of(cls, *geodesics: Geodesic) -> Motion:
@@ -79,11 +83,13 @@ class Needs:
 
     spacing_mm: its voxel size per axis of the grid.  refined: iterations follow, which need detail.
     memory_bytes: what it takes on a grid of so many of its voxels.
+    least_voxels: an image is at least so many of its voxels long along every axis.
     """
 
     spacing_mm: tuple[float, ...]
     refined: bool
     memory_bytes: Callable[[int], int]
+    least_voxels: int = 1
 
 
 @runtime_checkable

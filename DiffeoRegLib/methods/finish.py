@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from DiffeoRegLib.catalog import card
 from DiffeoRegLib.flows.halfway import join
 from DiffeoRegLib.flows.integrate import Flow, integrate
+from DiffeoRegLib.flows.time_varying import Order
 from DiffeoRegLib.methods.base import Motion
 from DiffeoRegLib.methods.geodesic import finished
+from DiffeoRegLib.methods.stepping import chosen_steps, followed, said
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.field import u_mm_from_vox
 from DiffeoRegLib.space.grid import Grid
@@ -25,12 +28,25 @@ def finish(motion: Motion, working: Grid, cover: Grid, settings: Settings) -> tu
         geodesics = [geodesic.to("cpu") for geodesic in motion.geodesics]
         flow = finished(geodesics, working, cover, taper_mm)
         return replace(flow, steps=sum(one.steps for one in geodesics)), Motion.of(*geodesics)
+    if motion.stepping is not None:
+        return _stepped(motion, motion.stepping, working, cover, settings)
     if motion.halves is None:
         flow = integrate(motion.velocity_vox.cpu(), motion.grid, cover, steps, taper_mm)
     else:
         halves = motion.halves[0].cpu(), motion.halves[1].cpu()
         flow = join(motion.velocity_vox.cpu(), halves, motion.grid, steps, taper_mm)
     return flow, Motion(flow.velocity_vox, flow.grid, flow.halves)
+
+
+def _stepped(
+    motion: Motion, order: Order, working: Grid, cover: Grid, settings: Settings
+) -> tuple[Flow, Motion]:
+    """Of velocities that are followed step by step."""
+    motion = replace(motion, velocity_vox=motion.velocity_vox.cpu())
+    most = card(settings.method).steps_range[1]
+    steps = chosen_steps(motion.velocity_vox, order, settings.steps, most)
+    flow = followed(motion.velocity_vox, motion.grid, order, steps, working, cover, settings.taper_mm)
+    return replace(flow, notes=[said(motion.velocity_vox, order, steps), *flow.notes]), motion
 
 
 def to_patient(

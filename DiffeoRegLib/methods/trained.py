@@ -10,10 +10,12 @@ import torch
 from DiffeoRegLib.catalog import card
 from DiffeoRegLib.device import native_bfloat16
 from DiffeoRegLib.errors import InputError, SettingsError, WeightsError
+from DiffeoRegLib.methods.base import Needs
 from DiffeoRegLib.networks.sitreg_options import Precision
 from DiffeoRegLib.networks.weights import find_weights
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.grid import Grid
+from DiffeoRegLib.volumes.volume import Volume
 
 ITERATIONS: Mapping[str, tuple[int, ...]] = {"fast": (0,), "balanced": (15, 25, 0), "accurate": (40, 40, 10)}
 """Per effort: at twice the voxel size of the network, at that size, and at the working one."""
@@ -79,6 +81,18 @@ def require_dimension(settings: Settings, network_dim: int, dim: int) -> None:
             f"'{card(settings.method).title}' works on {network_dim}D images and these are {dim}D: "
             "choose another method, such as svf."
         )
+
+
+def require_extent(needs: Needs, *images: Volume) -> None:
+    """Raises InputError for an image that is too short along an axis for the network."""
+    least_mm = needs.least_voxels * max(needs.spacing_mm)
+    for image in images:
+        length_mm = min(n * s for n, s in zip(image.grid.shape, image.grid.spacing, strict=True))
+        if needs.least_voxels > 1 and length_mm < least_mm:
+            raise InputError(
+                f"'{image.name}' is {length_mm:.3g} mm long along one axis, and this network looks at patches"
+                f" of {needs.least_voxels} voxels, {least_mm:.3g} mm: choose another method, such as svf."
+            )
 
 
 def strides_on(grid: Grid, spacing_mm: Sequence[float]) -> list[int]:

@@ -17,7 +17,7 @@ def unused_settings(chosen: Card, settings: Settings) -> list[str]:
     without: tuple[str, ...] = ()
     if not chosen.geodesic:
         without += ("integrator",)
-    without += SMOOTHING if chosen.kernels and not chosen.trained else ()
+    without += SMOOTHING if chosen.time_varying or (chosen.kernels and not chosen.trained) else ()
     without += () if chosen.kernels else KERNELS
     found = [name for name in without if getattr(settings, name) != _DEFAULTS[name]]
     return [f"'{chosen.name}' has no use for these settings: {', '.join(found)}."] if found else []

@@ -1,6 +1,7 @@
-"""The SITReg networks whose weights the authors describe: what their files do not tell. No torch.
+"""The networks whose weights their authors describe: what their files do not tell. No torch.
 
-Source: the configurations in the authors' repository honkamj/SITReg (MIT licence).
+Sources: the configurations in the authors' repositories honkamj/SITReg and junyuchen245/TransMorph_TVF (MIT
+licence).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ DIRECTIONS = {"R": 2, "L": 2, "A": 1, "P": 1, "S": 0, "I": 0}
 
 @dataclass(frozen=True)
 class Published:
-    """A network of the authors.
+    """A SITReg network of its authors.
 
     images: what it was trained on.  encoder, heads, groups, head_groups, affine: as in PyramidConfig.
     spacing_mm: of its voxels.  axes: where the authors' array axes point; both None where we do not know.
@@ -44,6 +45,18 @@ PUBLISHED = {
         groups=4, head_groups=4,
     ),
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PublishedTVF:
+    """A TransMorph-TVF network of its authors; its file tells the sizes.  Values as in `Published`."""
+
+    images: str
+    spacing_mm: float | None = None
+    axes: str | None = None
+
+
+PUBLISHED_TVF = {"tvf-oasis": PublishedTVF("OASIS brains, aligned (Learn2Reg 2021)", 1.0, "LIA")}
 
 
 def places_of(axes: str) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -34,7 +34,7 @@ DESCRIPTION, CHECKSUM = "description", "sha256"
 PICKLES = (b"PK\x03\x04", b"\x80")
 """How files begin that torch.save or pickle wrote."""
 KEPT_NETWORKS = 2
-WITHOUT_INVERSE = {"voxelmorph": "voxelmorph-diff"}
+WITHOUT_INVERSE = {"transmorph": "transmorph-tvf", "voxelmorph": "voxelmorph-diff"}
 """Networks no method runs, for they give no diffeomorphism, and those to train in their place."""
 
 

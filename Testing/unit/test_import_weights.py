@@ -279,7 +279,7 @@ def test_flags_that_do_not_fit(refused, like, tmp_path):
     cases = {
         ("--like", "oasis"): "its encoder is (4, 6, 8), not (8, 40, 40, 40)",
         ("--like", wrong): "its encoder is (4, 6, 8), not (4, 6, 6)",
-        ("--like", "brains"): "oasis, oasis-raw, lpba40, lung, lumir or the YAML file",
+        ("--like", "brains"): "oasis, oasis-raw, lpba40, lung, lumir, tvf-oasis or the YAML file",
         ("--like", other): "trains 'unet'",
         ("--like", unknown): "give --spacing-mm",
         ("--like", "lpba40", "--spacing-mm", "1", "--axes", None): "give --axes",

@@ -84,6 +84,18 @@ def test_shipped_weights_are_what_the_catalogue_says() -> None:
         check_shipped(card)
 
 
+def test_a_model_says_with_how_many_steps_it_was_trained(write: Any, schema: dict[str, Any]) -> None:
+    """And offers those of its method."""
+    jsonschema.validate({"models": [{**ENTRY, "trained_steps": 8}]}, schema)
+    (card,) = read_models(write({**ENTRY, "trained_steps": 8}), METHODS).values()
+    method = METHODS[ENTRY["method"]]
+    assert (card.trained_steps, method.trained_steps) == (8, 0)
+    assert (card.steps_range, card.steps_default) == (method.steps_range, method.steps_default)
+    assert card.time_varying == method.time_varying
+    with pytest.raises(SettingsError, match="cannot be trained with -1 steps"):
+        read_models(write({**ENTRY, "trained_steps": -1}), METHODS)
+
+
 def test_an_entry_becomes_a_card(write: Any, schema: dict[str, Any]) -> None:
     jsonschema.validate({"models": [ENTRY]}, schema)
     (card,) = read_models(write(ENTRY, **{"$schema": "x"}), METHODS).values()
