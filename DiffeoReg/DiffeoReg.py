@@ -129,7 +129,7 @@ class DiffeoRegLogic(ScriptedLoadableModuleLogic):
         Machine().accept_licence(licence)
 
     def path(self, way):
-        """The way from the given position to the result, from its velocity or momentum (`result.way`).
+        """The way from the given position to the result, from what `result.way` holds.
 
         See DiffeoRegPanel.path.Path.
         """
@@ -137,14 +137,17 @@ class DiffeoRegLogic(ScriptedLoadableModuleLogic):
 
         return Path(way, self.runner)
 
-    def pathSequence(self, way, positions=11):
-        """The way as a sequence of transforms to play: (sequence, browser); way: a result's."""
+    def pathSequence(self, way, positions=None):
+        """The way as a sequence of transforms to play: (sequence, browser); way: a result's.
+
+        positions: how many; None = one for every time step of velocities that change in time, else 11.
+        """
         from DiffeoRegPanel import console, path
 
         return path.sequence_along(way, self.runner, positions, console.keep_application_alive())
 
     def shoot(self, momentum, time=1.0):
-        """The transform of a momentum, shot again from its numbers alone, and its inverse, as new nodes.
+        """The transform of a momentum or of velocities, made again from their numbers alone, and its inverse.
 
         time: from 0, the images as given, to 1, registered.
         """
@@ -199,7 +202,7 @@ class DiffeoRegLogic(ScriptedLoadableModuleLogic):
         Masks, guidance, evaluation and regions: a segmentation or label map node, or (node, segment name).
         regionSegmentation: regions of movingNode.  stiffness: of each, by segment name: soft, normal, stiff,
         rigid-like, or the shares of the kernels.  rest: of all other places.
-        wantVelocity: keep the velocity, or the momentum of a geodesic method, for `path`.
+        wantVelocity: keep the velocity, the velocities of all steps or the momentum, for `path`.
         wantRegulariser: width of a geodesic's regulariser as a volume at its start and one at its end.
         movingSegmentation, movingMarkups, movingModels: a node or several, carried to the fixed volume.
         settings: further fields of DiffeoRegLib.settings.Settings, by name.

@@ -30,6 +30,7 @@ def check_request(request: Request) -> list[str]:
     """
     _check_pair(request)
     card = catalog.card(request.settings.method)
+    catalog.check_steps(card, request.settings.steps)
     _check_scene(request)
     _check_outputs(request, card)
     check_places(request)

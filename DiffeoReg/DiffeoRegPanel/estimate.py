@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from DiffeoRegLib.catalog import Card
 from DiffeoRegLib.settings import PRESETS, Settings
+from DiffeoRegPanel import estimate_velocities as velocities
 from DiffeoRegPanel.estimate_momentum import Need, need_of
 
 ALIGN_SECONDS, ALIGN_SECONDS_PER_MVOX = 2.9, 0.3  # multi-start affine: nearly the same for every size
@@ -47,6 +48,7 @@ class Plan:
 
     spacing_mm, mvox: of the working grid.  levels_mm, counts, dense: its iterations.
     network_seconds, network_mb: of the trained network before them; None = there is one, but not measured.
+    search_seconds: of iterations that are none of these, but of velocities for several time steps.
     """
 
     spacing_mm: float
@@ -57,6 +59,7 @@ class Plan:
     large: bool
     network_seconds: float | None = 0.0
     network_mb: float = 0.0
+    search_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ def estimate(
             + PREPARE_SECONDS_PER_MVOX * (fixed_mvox + moving_mvox)
             + INTEGRATE_SECONDS_PER_MVOX[dense] * plan.mvox
             + (plan.network_seconds or 0.0)
+            + plan.search_seconds
         ) / speed
         if plan.network_seconds is None:
             unknown.append("without the network, which was not measured")
@@ -161,6 +165,9 @@ def _measure_seconds(mvox: float) -> float:
 def _plan(card: Card, settings: Settings, shape: Sequence[int], spacing: Sequence[float]) -> Plan:
     """What the method of a card will do with a fixed image of this shape and voxel size."""
     spacing_mm = _working_spacing_mm(shape, spacing, settings)
+    if card.time_varying:  # the voxel size of the user's own weights is not known: twice the working one
+        network = card.spacing_mm or (2 * spacing_mm,) * 3
+        return _steps_plan(card, network, settings, shape, spacing, spacing_mm)
     if card.spacing_mm is not None:
         return _network_plan(card, card.spacing_mm, settings, shape, spacing, spacing_mm)
     preset = PRESETS[settings.preset]
@@ -201,6 +208,25 @@ def _network_plan(
         if card.measured.cores:  # on a graphics processor nothing is learned about this one
             seconds = share * card.measured.seconds * card.measured.cores**CORES_EXPONENT
     return Plan(spacing_mm, mvox, levels, counts, dense, False, seconds, memory)
+
+
+def _steps_plan(
+    card: Card,
+    network: Sequence[float],
+    settings: Settings,
+    shape: Sequence[int],
+    spacing: Sequence[float],
+    wanted_mm: float,
+) -> Plan:
+    """Of a network that predicts a velocity for every time step: it has a search of its own."""
+    counts = velocities.counts_of(settings)
+    alone = settings.with_changes(iterations=counts, dense_iterations=0, levels_mm=None)
+    plan = _network_plan(card, network, alone, shape, spacing, wanted_mm)
+    seconds = velocities.search_seconds(card, settings, max(network), plan.spacing_mm, plan.mvox, _dim(shape))
+    voxels = plan.mvox * 1e6 * (plan.spacing_mm / max(network)) ** _dim(shape)
+    searched_mb = velocities.search_mb(card, settings, max(network), voxels, _dim(shape))
+    memory_mb = max(plan.network_mb, searched_mb)
+    return replace(plan, counts=(), search_seconds=seconds, network_mb=memory_mb)
 
 
 def _refine_seconds(plan: Plan, mind: bool, dim: int) -> float:

@@ -8,9 +8,9 @@ from typing import Any
 import qt
 from slicer.i18n import tr as _
 
-from DiffeoRegLib.catalog import CARDS
+from DiffeoRegLib.catalog import AFFINE_NETWORK, CARDS
 from DiffeoRegLib.errors import DiffeoRegError
-from DiffeoRegLib.settings import PRESETS
+from DiffeoRegLib.settings import INIT_NETWORK, PRESETS
 
 Choices = Sequence[tuple[str, str]]
 
@@ -19,6 +19,15 @@ def methods() -> Choices:
     """The methods that register a pair, with weights there are; titles without brackets, to fit the panel."""
     offered = {name: card for name, card in CARDS.items() if not (card.needs_group or card.own_weights)}
     return [(name, card.title.partition(" (")[0]) for name, card in offered.items()]
+
+
+def alignments() -> Choices:
+    """The trained networks that find an initial alignment, with weights that come with DiffeoReg."""
+    return [
+        (INIT_NETWORK + name, card.title)
+        for name, card in CARDS.items()
+        if card.method == AFFINE_NETWORK and card.weights and all(weight.shipped for weight in card.weights)
+    ]
 
 
 def presets() -> Choices:
@@ -44,7 +53,7 @@ def fixed_choices() -> dict[str, tuple[str, Choices]]:
         "initCombo": ("advanced.init", [
             ("auto", _("Automatic")), ("identity", _("None: as placed in the scene")),
             ("geometry", _("Centres of the volumes")), ("mass", _("Centres of brightness")),
-            ("rigid", _("Rigid")), ("affine", _("Affine")),
+            ("rigid", _("Rigid")), ("affine", _("Affine")), *alignments(),
         ]),
         "largeCombo": ("advanced.largeDisplacement", [
             ("", _("As the preset says")), ("on", _("Search for it")), ("off", _("Do not search")),

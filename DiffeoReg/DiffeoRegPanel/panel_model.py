@@ -9,9 +9,10 @@ from slicer.i18n import tr as _
 
 from DiffeoRegLib.catalog import CARDS, Card
 from DiffeoRegLib.errors import DiffeoRegError
-from DiffeoRegLib.settings import PRESETS, Settings
+from DiffeoRegLib.settings import INIT_NETWORK, PRESETS, Settings
 from DiffeoRegPanel.panel_choices import ChoiceBox, fixed_choices, methods, presets
-from DiffeoRegPanel.parameters import own_kernels, settings_from
+from DiffeoRegPanel.panel_steps import StepsControl
+from DiffeoRegPanel.parameters import dense_iterations_of, own_kernels, settings_from
 
 # Widget (with the label of its row, if it has one) -> whether a method uses it.
 USED_BY: dict[str, Callable[[Card], bool]] = {
@@ -20,7 +21,7 @@ USED_BY: dict[str, Callable[[Card], bool]] = {
     "guidanceGroup": lambda card: card.deformable,
     "flowSection": lambda card: card.time_steps or card.refinable or card.deformable,
     "stepsRow": lambda card: card.time_steps,
-    "refinementSpin": lambda card: card.refinable and not own_kernels(card),
+    "refinementSpin": dense_iterations_of,
     "regularitySlider": lambda card: card.deformable,
     "wantVelocity": lambda card: card.time_steps,
     "wantJacobian": lambda card: card.deformable,
@@ -46,6 +47,7 @@ class ModelSection:
 
     def __init__(self, ui: Any, services: Any) -> None:
         self._ui, self._services = ui, services
+        self._steps = StepsControl(ui)
         self._parameters: Any = None
         self._kind = "cpu"
         self._boxes = [ChoiceBox(getattr(ui, name), *what) for name, what in fixed_choices().items()]
@@ -59,11 +61,18 @@ class ModelSection:
         """The chosen method's card; None when this version does not have the method."""
         return None if self._parameters is None else CARDS.get(self._parameters.model.method)
 
+    @property
+    def aligner(self) -> Card | None:
+        """The card of the network chosen for the initial alignment; None where there is none."""
+        init = "" if self._parameters is None else self._parameters.advanced.init
+        return CARDS.get(init.removeprefix(INIT_NETWORK)) if init.startswith(INIT_NETWORK) else None
+
     def bind(self, parameters: Any) -> None:
         """Show these parameters from now on; None disconnects."""
         self._parameters = parameters
         for box in self._boxes:
             box.bind(parameters)
+        self._steps.bind(parameters)
         self.update()
 
     def update(self) -> None:
@@ -72,7 +81,6 @@ class ModelSection:
             return
         for box in self._boxes:
             box.update()
-        self._ui.stepsSpin.setEnabled(not self._parameters.flow.autoSteps)
         self._ui.inverseSelector.setEnabled(self._parameters.outputs.wantInverse)
         self._ui.volumeSelector.setEnabled(self._parameters.outputs.wantVolume)
         preset = PRESETS.get(self._parameters.model.preset)
@@ -83,7 +91,13 @@ class ModelSection:
         if card is None:
             return
         show_only_used(self._ui, card)
+        self._steps.update(card)
         self._estimate(card)
+
+    def take_note(self) -> str:
+        """A sentence about a choice that the method did not take and that was changed; once, else empty."""
+        note, self._steps.note = self._steps.note, ""
+        return note
 
     def show_state(self, weights: str, device: str, kind: str) -> None:
         """What the Setup box found: sentences on weights and device, and the kind of device."""

@@ -63,6 +63,7 @@ class SetupSection:
         self._ui, self._services, self._status = ui, services, status
         self._start_probe, self._changed = probe, changed
         self.card: Card | None = None
+        self.aligner: Card | None = None
         self._probe: Any = None
         self._timer = qt.QTimer()
         self._timer.setInterval(POLL_MS)
@@ -79,9 +80,9 @@ class SetupSection:
         self.ok, self.problem, self.weights_sentence, self.device_sentence = False, "", "", ""
         self.device = "cpu"  # until the worker has said otherwise
 
-    def update(self, card: Card | None) -> None:
-        """Look what is there and show it."""
-        self.card = card
+    def update(self, card: Card | None, aligner: Card | None = None) -> None:
+        """Look what is there and show it; aligner: of the network that finds the initial alignment."""
+        self.card, self.aligner = card, aligner
         state = self._services.setup.state()
         weights = None if card is None else self._services.weights.state(card)
         self._ui.torchState.setText(state.sentence)
@@ -92,12 +93,25 @@ class SetupSection:
         self._ui.installButton.setEnabled(not state.ok)
         self._ui.testButton.setEnabled(state.ok)
         self._ui.setupLog.setVisible(bool(self._ui.setupLog.plainText))
-        open_ones = self._show_licences(card)
-        self.problem = "" if state.ok else state.sentence
-        if state.ok and card is not None and weights is not None:
-            licence = licence_sentence(card, open_ones) if open_ones else ""
-            self.problem = licence or ("" if weights.ok else self.weights_sentence)
+        self._show_licences()
+        found = [state.sentence] if not state.ok else [self._problem_of(one) for one in self._cards]
+        self.problem = next((sentence for sentence in found if sentence), "")
         self.ok = not self.problem
+
+    @property
+    def _cards(self) -> list[Card]:
+        """What needs weights, or may."""
+        return [card for card in (self.card, self.aligner) if card is not None]
+
+    def _problem_of(self, card: Card) -> str:
+        """Why the weights of a card cannot be used, a sentence; empty when they can."""
+        open_ones, weights = (
+            self._services.weights.licences_to_accept(card),
+            self._services.weights.state(card),
+        )
+        if open_ones:
+            return licence_sentence(card, open_ones)
+        return "" if weights.ok else str(weights.sentence)
 
     def show_open(self) -> None:
         """Closed when all is well, open when something is missing."""
@@ -173,13 +187,18 @@ class SetupSection:
         self._status.say(_("Deleted {size:.1f} MB of weights.").format(size=freed / 1e6))
 
     def _accept(self) -> None:
-        for licence in self._services.weights.licences_to_accept(self.card):
+        for licence in self._open_licences():
             self._services.machine.accept_licence(licence)
         self._changed()
 
-    def _show_licences(self, card: Card | None) -> tuple[str, ...]:
-        """The licences that are still to be accepted; they are shown with a box to tick."""
-        open_ones = () if card is None else self._services.weights.licences_to_accept(card)
+    def _open_licences(self) -> list[str]:
+        """The licences that are still to be accepted, each once."""
+        every = (self._services.weights.licences_to_accept(card) for card in self._cards)
+        return list(dict.fromkeys(licence for some in every for licence in some))
+
+    def _show_licences(self) -> None:
+        """Show what is still to be accepted, with a box to tick."""
+        open_ones = self._open_licences()
         self._ui.licenceCheck.setVisible(bool(open_ones))
         self._ui.licenceCheck.setChecked(False)
         self._ui.licenceCheck.setText(_("I accept: {names}").format(names=", ".join(open_ones)))
@@ -187,7 +206,6 @@ class SetupSection:
             _("Weights under this licence are only downloaded, imported or used after you have accepted it.")
             + "".join(f"\n{LICENCE_TEXTS.format(name)}" for name in open_ones)
         )
-        return open_ones
 
     def _tell(self, line: str) -> None:
         self._ui.setupLog.setVisible(True)

@@ -18,7 +18,7 @@ from slicer import (
 )
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper, parameterPack
 
-from DiffeoRegLib.catalog import Card, card
+from DiffeoRegLib.catalog import Card, card, check_steps
 from DiffeoRegLib.errors import SettingsError
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.stiffness import REGIONAL_SIGMAS, REST, stiffness_of
@@ -152,12 +152,14 @@ def settings_from(parameters: Any, *, device: str = "auto", threads: int | None 
     """The settings of the next run; what the chosen method does not use stays at its default.
 
     device, threads: of this computer, not of the scene.
-    Raises UnknownNameError for a method or preset this version does not have, SettingsError for bad values.
+    Raises UnknownNameError for a method or preset this version does not have, SettingsError for bad values,
+    among them time steps that the method does not offer.
     """
     model, flow, advanced = parameters.model, parameters.flow, parameters.advanced
     method = card(model.method)
     changes: dict[str, Any] = {}
     if method.time_steps and not flow.autoSteps:
+        check_steps(method, flow.steps)
         changes["steps"] = flow.steps
     if method.deformable:
         changes |= {"regularity": flow.regularity, "guidance_weight": advanced.guidanceWeight}
@@ -168,7 +170,7 @@ def settings_from(parameters: Any, *, device: str = "auto", threads: int | None 
         changes |= _kernels_from(advanced, method)
     if method.geodesic:
         changes["integrator"] = advanced.integrator or None
-    if method.refinable and not own_kernels(method) and flow.refinement != AS_PRESET:
+    if dense_iterations_of(method) and flow.refinement != AS_PRESET:
         changes["dense_iterations"] = flow.refinement
     return Settings(
         method=model.method, preset=model.preset, effort=model.effort, init=advanced.init,
@@ -240,6 +242,11 @@ def kernels_of(parameters: Any) -> int:
 def own_kernels(method: Card) -> bool:
     """Whether the kernels of the regulariser can be chosen; those of a network belong to its weights."""
     return method.kernels and not method.trained
+
+
+def dense_iterations_of(method: Card) -> bool:
+    """Whether iterations at the finest resolution can be set; a search for several velocities has none."""
+    return method.refinable and not own_kernels(method) and not method.time_varying
 
 
 def _kernels_from(advanced: Any, method: Card) -> dict[str, Any]:

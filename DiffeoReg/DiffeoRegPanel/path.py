@@ -1,7 +1,7 @@
 """The 0-100 % slider: the moving volume on its way to the fixed one, every position a diffeomorphism.
 
-Not the displacement scaled: a velocity is integrated, or a geodesic shot from its momentum, to the time asked
-for, in the worker process.
+Not the displacement scaled: a velocity is integrated, velocities that change in time are followed, or a
+geodesic is shot from its momentum, to the time asked for, in the worker process.
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ import numpy as np
 import slicer
 
 from DiffeoRegLib.errors import InputError
-from DiffeoRegPanel.nodes import momentum, transforms, volumes
+from DiffeoRegPanel.nodes import momentum, transforms, velocities, volumes
 from DiffeoRegPanel.nodes.sequences import path_sequence, show_item
 from DiffeoRegPanel.registration import all_or_nothing
 from DiffeoRegPanel.runner import Event, Run, Runner
 
 STORAGE = "half"
+POSITIONS = 11
+"""Of a sequence along a way that has no steps of its own."""
 
 
 class Path:
     """A preview transform over the moving volume that follows the flow; closing it restores the scene.
 
-    way: the node of a velocity or a momentum, made by a run with `want_velocity`.  While one position is
-    computed, only the newest of those asked for meanwhile is remembered.
-    Raises InputError when the node holds neither, was changed, or its volumes are gone.
+    way: the node of a velocity, of velocities or of a momentum, made by a run with `want_velocity`.
+    While one position is computed, only the newest of those asked for meanwhile is remembered.
+    Raises InputError when the node holds none of them, was changed, or its volumes are gone.
     """
 
     def __init__(self, way: Any, runner: Runner, scene: Any = None) -> None:
@@ -114,13 +116,15 @@ class Path:
 
 
 def sequence_along(
-    way: Any, runner: Runner, positions: int, idle: Callable[[], Any] | None = None
+    way: Any, runner: Runner, positions: int | None = None, idle: Callable[[], Any] | None = None
 ) -> tuple[Any, Any]:
     """Transforms over the moving volume at equal steps from 0 to 100 %: (sequence, browser).
 
-    way: the node of a velocity or a momentum.  idle: called while waiting for the worker.
+    way: the node of a velocity, of velocities or of a momentum.  positions: None = the start and the end of
+    every time step of velocities that change in time, else POSITIONS.  idle: called while waiting.
     Raises InputError for fewer than 2 positions and whatever the worker ends with.
     """
+    positions = positions_of(way) if positions is None else positions
     if positions < 2:
         raise InputError(f"A way from the start to the result has at least 2 positions, not {positions}.")
     job = job_along(way)
@@ -138,12 +142,15 @@ def sequence_along(
 def shot_again(
     node: Any, runner: Runner, time: float = 1.0, idle: Callable[[], Any] | None = None
 ) -> tuple[Any, Any]:
-    """The transform of a momentum at a time, and its inverse, as new nodes over moving and fixed volume.
+    """The transform of a momentum or of velocities at a time, and its inverse, as new nodes over the volumes.
 
-    Raises InputError for a node without momentum or one that was changed, and whatever the worker ends with.
+    Raises InputError for a node with neither or one that was changed, and whatever the worker ends with.
     """
-    if not momentum.holds_momentum(node):
-        raise InputError("This node holds no momentum: register by a geodesic method and keep the momentum.")
+    if not (momentum.holds_momentum(node) or velocities.holds_velocities(node)):
+        raise InputError(
+            "This node holds no momentum and no velocities that change in time: register by a method that "
+            "finds them, such as lddmm, and keep them."
+        )
     fixed, moving = volumes_of(node)
     job = {**job_at(float(time), job_along(node), fixed), "inverse": True}
     answer, so_far = _answer(runner, job, idle), "" if time == 1 else f", {100 * time:g} %"
@@ -163,7 +170,14 @@ def job_along(way: Any) -> dict[str, Any]:
     """The worker's job for any position, but for the position; raises like `Path`."""
     if momentum.holds_momentum(way):
         return {"kind": "shoot", "geodesic": momentum.geodesic_of(way)}
+    if velocities.holds_velocities(way):
+        return {"kind": "follow", "velocities": velocities.velocities_of(way)}
     return {"kind": "flow", **volumes.velocity_of(way)}
+
+
+def positions_of(way: Any) -> int:
+    """How many positions a way has by itself: both ends and what lies between its time steps."""
+    return velocities.steps_on_the_way(way) + 1 if velocities.holds_velocities(way) else POSITIONS
 
 
 def job_at(fraction: float, job: dict[str, Any], fixed: Any) -> dict[str, Any]:
@@ -180,7 +194,7 @@ def _answer(runner: Runner, job: dict[str, Any], idle: Callable[[], Any] | None)
 
 
 def volumes_of(way: Any) -> tuple[Any, Any]:
-    """Fixed and moving volume of a velocity or momentum; raises InputError when they are gone."""
+    """Fixed and moving volume of a velocity, velocities or momentum; raises InputError when they are gone."""
     fixed, moving = volumes.velocity_volumes(way)
     if fixed is None or moving is None:
         raise InputError(

@@ -23,8 +23,10 @@ from DiffeoRegPanel.nodes import (
     selfcheck,
     tables,
     transforms,
+    velocities,
     volumes,
 )
+from DiffeoRegPanel.nodes.kept import other_nodes, spare_nodes
 from DiffeoRegPanel.nodes.places import Matrix
 from DiffeoRegPanel.request import Request
 from DiffeoRegPanel.runner import Event, Runner
@@ -32,12 +34,15 @@ from DiffeoRegPanel.runner import Event, Runner
 BESIDES = {
     "velocity": "DiffeoReg.Velocity",
     "momentum": "DiffeoReg.Momentum",
+    "velocities": "DiffeoReg.Velocities",
     "movingRegulariser": "DiffeoReg.MovingRegulariser",
     "fixedRegulariser": "DiffeoReg.FixedRegulariser",
     "jacobianVolume": "DiffeoReg.Jacobian",
     "reportTable": "DiffeoReg.Report",
 }
 """Results that follow their output transform: a run that fills it again fills them, too."""
+IN_PIECES = ("momentum", "velocities")
+"""Results that are spread over several nodes."""
 KINDS: dict[str, type[DiffeoRegError]] = {
     "input": InputError,
     "memory": MemoryLimitError,
@@ -50,7 +55,8 @@ KINDS: dict[str, type[DiffeoRegError]] = {
 class RegistrationResult:
     """The nodes a registration made or filled, and its numbers; None for what was not asked for.
 
-    velocity, momentum: the one from which the way to the result is followed, see `way`.
+    velocity, momentum, velocities: the one from which the way to the result is followed, see `way`; of
+    velocities that change in time, the node of the first, which knows the others.
     movingRegulariser, fixedRegulariser: width of a geodesic's regulariser, mm, at its start on the moving
     volume and at its end on the fixed one.
     segmentations, markups, models: what was carried to the fixed volume, in the order of the request.
@@ -63,6 +69,7 @@ class RegistrationResult:
     appearanceChange: Any = None
     velocity: Any = None
     momentum: Any = None
+    velocities: Any = None
     movingRegulariser: Any = None
     fixedRegulariser: Any = None
     jacobianVolume: Any = None
@@ -75,8 +82,9 @@ class RegistrationResult:
 
     @property
     def way(self) -> Any:
-        """The node that the 0-100 % slider follows: velocity or momentum; None without either."""
-        return self.velocity if self.momentum is None else self.momentum
+        """The node that the 0-100 % slider follows: velocity, velocities or momentum; None without any."""
+        found = (self.momentum, self.velocities, self.velocity)
+        return next((node for node in found if node is not None), None)
 
 
 class Registration:
@@ -151,7 +159,7 @@ def make_nodes(
     fixed, moving, outputs = request.fixed, request.moving, request.outputs
     parts, inverse_parts, moved = answer["transform"], answer["inverse"], answer["moved"]
     result, former = RegistrationResult(report=dict(answer["report"])), besides(outputs.transform)
-    pieces = momentum.other_nodes(former["momentum"]) if "momentum" in former else []
+    pieces = {name: other_nodes(former[name]) for name in IN_PIECES if name in former}
     result.outputTransform = transforms.output_transform(
         scene, parts, fixed, moving, node=outputs.transform, parent=parents[1]
     )
@@ -181,6 +189,11 @@ def make_nodes(
         result.momentum = momentum.momentum_node(
             scene, answer["geodesic"], name, fixed, moving, parent=parents[1], node=former.get("momentum")
         )
+    if answer.get("velocities") is not None:
+        name = f"{moving.GetName()} -> {fixed.GetName()}"
+        result.velocities = velocities.velocities_node(
+            scene, answer["velocities"], name, fixed, moving, parent=parents[1], node=former.get("velocities")
+        )
     if answer.get("sigma") is not None:
         _regularisers(request, answer["sigma"], former, result)
     _carry(request, answer, result)
@@ -201,9 +214,10 @@ def make_nodes(
         hierarchy.place_beside(result.fixedRegulariser, fixed)
     if not outputs.want_volume:
         transforms.apply_to(result.outputTransform, moving)
-    if result.momentum is not None:
-        for spare in momentum.spare_nodes(result.momentum, pieces):
-            scene.RemoveNode(spare)
+    for name, parts in pieces.items():
+        if getattr(result, name) is not None:
+            for spare in spare_nodes(getattr(result, name), parts):
+                scene.RemoveNode(spare)
     return result
 
 
@@ -262,10 +276,15 @@ def _carry(request: Request, answer: dict[str, Any], result: RegistrationResult)
 def _made(result: RegistrationResult) -> list[Any]:
     single = (
         result.outputTransform, result.inverseTransform, result.movedVolume, result.appearanceChange,
-        result.velocity, result.momentum, result.jacobianVolume, result.reportTable,
+        result.velocity, result.momentum, result.velocities, result.jacobianVolume, result.reportTable,
     )  # fmt: skip
     several = (*result.segmentations, *result.markups, *result.models)
-    pieces = [] if result.momentum is None else momentum.other_nodes(result.momentum)
+    pieces = [
+        other
+        for name in IN_PIECES
+        if getattr(result, name) is not None
+        for other in other_nodes(getattr(result, name))
+    ]
     return [node for node in (*single, *pieces, *several) if node is not None]
 
 
@@ -274,7 +293,7 @@ def _given(request: Request) -> list[Any]:
     outputs = request.outputs
     chosen = [node for node in (outputs.transform, outputs.inverse, outputs.volume) if node is not None]
     former = besides(outputs.transform)
-    pieces = momentum.other_nodes(former["momentum"]) if "momentum" in former else []
+    pieces = [other for name in IN_PIECES if name in former for other in other_nodes(former[name])]
     return [*chosen, *former.values(), *pieces]
 
 

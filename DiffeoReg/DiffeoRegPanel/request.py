@@ -46,8 +46,8 @@ class Outputs:
 
     transform, inverse, volume: nodes to fill; None = a new node.
     want_volume: False applies the transform to the moving volume instead.
-    want_velocity: keep what the 0-100 % slider follows as a node: the velocity, or the momentum of a
-    geodesic.
+    want_velocity: keep what the 0-100 % slider follows as a node: the velocity, those of all time steps, or
+    the momentum of a geodesic.
     want_regulariser: the width of the regulariser as a volume on the moving and one on the fixed volume.
     storage: the transform's grid, `half` the resolution of the fixed volume or `full`.
     """

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from DiffeoRegLib.catalog import card, check_steps
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.stiffness import REST, Stiffness
 from DiffeoRegPanel.request import Matching, Outputs, Region, Request
@@ -26,7 +27,9 @@ def script_for(request: Request) -> str:
 
     Nodes are named by name where the scene has only one of that name, else by ID.
     Ends with the same run as a command line, as a comment.
+    Raises SettingsError for time steps that the method does not offer: what is copied shall run.
     """
+    check_steps(card(request.settings.method), request.settings.steps)
     lines = [
         "import slicer",
         "from DiffeoReg import DiffeoRegLogic",

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import slicer
 
-from DiffeoRegLib.catalog import Card, WeightFile, card, check_weights_choice, weight_path
+from DiffeoRegLib.catalog import Card, WeightFile, card, check_weights_choice, linear_model, weight_path
 from DiffeoRegLib.errors import FileFormatError, InputError, LicenceError, OutputError, WeightsError
 from DiffeoRegLib.settings import Settings
 from DiffeoRegPanel.machine import Machine
@@ -93,21 +93,24 @@ class Weights:
     def settings_for(self, card: Card, settings: Settings) -> Settings:
         """The settings with what the worker must know of this computer: fetched weights, accepted licences.
 
+        A network that finds the initial alignment counts, too.
         Raises LicenceError when a licence has to be accepted first, WeightsError when weights are missing or
         wrong, SettingsError for weights given to a method that has no use for them.
         """
         check_weights_choice(card, settings.weights)
-        if not card.trained:
+        aligner = None if settings.init_network is None else linear_model(settings.init_network)
+        if not card.trained and aligner is None:
             return settings
         accepted = tuple(sorted({*settings.accepted_licences, *self.machine.accepted_licences}))
         settings = settings.with_changes(accepted_licences=accepted)
+        if aligner is not None:
+            self._require_whole(aligner, accepted)
+        if not card.trained:
+            return settings
         if settings.weights is not None:
             # A file of the user: the worker looks at it, from another folder than this process.
             return settings.with_changes(weights=str(Path(settings.weights).expanduser().absolute()))
-        self._require_licences(card, accepted)
-        state = self.state(card)
-        if not state.ok:
-            raise WeightsError(state.sentence)
+        self._require_whole(card, accepted)
         fetched = [self.path_of(card, weight) for weight in card.weights if not weight.shipped]
         return settings.with_changes(weights=str(fetched[0])) if fetched else settings
 
@@ -211,6 +214,13 @@ class Weights:
             raise FileFormatError(f"'{source.name}' is damaged or encrypted: {error}.") from error
         return taken
 
+    def _require_whole(self, card: Card, accepted: Collection[str]) -> None:
+        """Raises LicenceError for a licence not among these, WeightsError for weights missing or wrong."""
+        self._require_licences(card, accepted)
+        state = self.state(card)
+        if not state.ok:
+            raise WeightsError(state.sentence)
+
     def _require_licences(self, card: Card, accepted: Collection[str] = ()) -> None:
         """accepted: for this run, beside those accepted on this computer."""
         open_ones = [name for name in self.licences_to_accept(card) if name not in accepted]
@@ -271,12 +281,12 @@ class Weights:
 
 
 def with_weights(request: Request, machine: Callable[[], Machine]) -> Request:
-    """The request with the weights and the accepted licences of this computer, for a trained method.
+    """The request with the weights and the accepted licences of this computer, where networks are used.
 
     machine: asked only then.  Raises UnknownNameError, and what `Weights.settings_for` raises.
     """
     method = card(request.settings.method)
-    if not (method.trained or request.settings.weights):
+    if not (method.trained or request.settings.weights or request.settings.init_network):
         return request
     return replace(request, settings=Weights(machine()).settings_for(method, request.settings))
 

@@ -54,6 +54,7 @@ class Panel(slicer.util.VTKObservationMixin):
         self._updating = False
         self._last_problem = ""
         self._lost_run = False
+        self._note = ""
         self._pair: tuple[Any, Any] = (None, None)
 
     def setup(self) -> None:
@@ -134,7 +135,7 @@ class Panel(slicer.util.VTKObservationMixin):
         self._say_what_next()
 
     def _scene_closing(self, _caller: Any, _event: Any) -> None:
-        self._lost_run = self._lost_run or self.run.running
+        self._lost_run, self._note = self._lost_run or self.run.running, ""
         self.run.cancel(wait=True)
         self.result.scene_closing()
         self._bind(None)
@@ -174,12 +175,17 @@ class Panel(slicer.util.VTKObservationMixin):
             return
         self._updating = True
         try:
-            if self.setup_box.card is not self.model.card:
+            box = self.setup_box
+            if box.card is not self.model.card or box.aligner is not self.model.aligner:
                 self._look_at_setup()
             self._notice_pair()
             for part in (self.model, *self.regions, *self.checked, self.stiffness, self.result):
                 part.update()
             self._update_apply()
+            self._note = self.model.take_note()
+            if self._note and not self.run.running:
+                self._last_problem = f"{self._note} {self.problem()}".strip()  # until something is changed
+                self.status.say(self._last_problem)
         finally:
             self._updating = False
 
@@ -198,7 +204,7 @@ class Panel(slicer.util.VTKObservationMixin):
         self._update_apply()
 
     def _look_at_setup(self) -> None:
-        self.setup_box.update(self.model.card)
+        self.setup_box.update(self.model.card, self.model.aligner)
         box = self.setup_box
         self.model.show_state(box.weights_sentence, box.device_sentence, box.device)
 
@@ -229,6 +235,9 @@ class Panel(slicer.util.VTKObservationMixin):
         if self.run.running:
             return
         what_next = self.problem() or _("Ready.")
+        self._note = self.model.take_note() or self._note
+        if self._note:
+            self._last_problem = what_next = f"{self._note} {what_next}"
         if self._lost_run:
             what_next = _("Cancelled, because the scene was closed. {next}").format(next=what_next)
         self._lost_run = False

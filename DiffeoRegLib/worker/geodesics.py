@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from DiffeoRegLib.exchange import Image
 from DiffeoRegLib.geodesic_files import SavedGeodesics, pack, unpack
-from DiffeoRegLib.worker.cubic import thick_grid
+from DiffeoRegLib.space.grid import Grid
+from DiffeoRegLib.worker.arrays import arrays_of, images_of
 
 MOST_KEPT_BYTES = 1 << 30
 """So much a geodesic that has been followed may hold on to; a longer one is shot anew for every position."""
@@ -23,23 +23,16 @@ def packed(saved: SavedGeodesics, axis: int | None) -> dict[str, Any]:
     axis: of a single voxel in the fixed image, None in 3D.
     """
     arrays, description = pack(saved)
-    images = {}
-    for name, array in arrays.items():
-        grid = saved.geodesics[int(name.partition(".")[0])].place.grid
-        values = np.moveaxis(array[0], 0, -1)
-        if axis is not None:
-            values, grid = np.expand_dims(values, axis), thick_grid(grid, axis)
-        images[name] = Image(values, grid.world_from_voxel, name)
-    return {"description": description, "arrays": images}
+
+    def place(name: str) -> Grid:
+        return saved.geodesics[int(name.partition(".")[0])].place.grid
+
+    return {"description": description, "arrays": images_of(arrays, place, axis)}
 
 
 def unpacked(given: Mapping[str, Any], axis: int | None) -> SavedGeodesics:
     """What `packed` was given; raises FileFormatError for anything else."""
-    arrays = {}
-    for name, image in given["arrays"].items():
-        values = image.array if axis is None else np.squeeze(image.array, axis)
-        arrays[name] = np.ascontiguousarray(np.moveaxis(values, -1, 0)[None])
-    return unpack(arrays, given["description"], "The momentum")
+    return unpack(arrays_of(given["arrays"], axis), given["description"], "The momentum")
 
 
 class Followed:

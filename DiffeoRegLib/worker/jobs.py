@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,10 @@ from DiffeoRegLib.space.transform import (
     Transform,
     displacement_on,
 )
+from DiffeoRegLib.velocity_files import SavedVelocities, retrace, saved_velocities
 from DiffeoRegLib.volumes.resample import warp_volume
 from DiffeoRegLib.volumes.volume import Volume
-from DiffeoRegLib.worker import inputs
+from DiffeoRegLib.worker import inputs, velocities
 from DiffeoRegLib.worker.cubic import thick_grid
 from DiffeoRegLib.worker.geodesics import Followed, packed
 from DiffeoRegLib.worker.powers import matrix_power
@@ -49,6 +50,7 @@ def run(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
         "register": registration,
         "flow": flow,
         "shoot": shoot,
+        "follow": follow,
         "probe": probe,
     }
     if job.get("kind") not in kinds:
@@ -132,10 +134,32 @@ def shoot(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
     report(Progress("shoot", 0.0, "following the geodesic"))
     _, axis = inputs.grid_of(job["fixed"]["shape"], job["fixed"]["world_from_voxel"])
     saved, notes = FOLLOWED.get(job["geodesic"], axis), list[str]()
-    ways = reshoot(saved, fraction, notes=notes)
+    return _found(job, reshoot(saved, fraction, notes=notes), saved.cover, axis, notes)
+
+
+@torch.inference_mode()
+def follow(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """The transform at a fraction of the way of velocities that change in time, followed again.
+
+    inverse: True asks for the inverse, too.
+    """
+    fraction = _fraction(job)
+    report(Progress("follow", 0.0, "following the velocities"))
+    _, axis = inputs.grid_of(job["fixed"]["shape"], job["fixed"]["world_from_voxel"])
+    saved, notes = velocities.unpacked(job["velocities"], axis), list[str]()
+    return _found(job, retrace(saved, fraction, notes=notes), saved.cover, axis, notes)
+
+
+def _found(
+    job: Mapping[str, Any],
+    ways: tuple[Transform, Transform],
+    cover: Grid,
+    axis: int | None,
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """The answer of a position: the transform, and its inverse if asked for, as the scene keeps them."""
     names = ("transform", "inverse") if job.get("inverse") else ("transform",)
-    storage = job.get("storage", "half")
-    stored = [_unfolded(way, saved.cover, storage, axis) for way in ways[: len(names)]]
+    stored = [_unfolded(way, cover, job.get("storage", "half"), axis) for way in ways[: len(names)]]
     found = dict(zip(names, map(parts_of, stored), strict=True))
     return {**found, "note": " ".join(notes) or None}
 
@@ -223,23 +247,25 @@ def _kept(kept: _Kept, wanted: Mapping[str, Any], settings: Settings) -> dict[st
         kept.forward, result.transform, kept.fixed.grid, kept.backward, kept.moving.grid
     )
     report["notes"] = [*report["notes"], *kept.notes]
-    velocity, geodesic = None, None
+    way: dict[str, Any] = {"velocity": None, "geodesic": None, "velocities": None}
     if wanted.get("velocity") and result.motion is not None:
-        saved = saved_geodesics(result, kept.fixed.grid, settings.taper_mm)
-        missing = _no_way(result.motion, saved)
+        geodesics = saved_geodesics(result, kept.fixed.grid, settings.taper_mm)
+        followed = saved_velocities(result, kept.fixed.grid, settings.taper_mm)
+        missing = _no_way(result.motion, geodesics or followed)
         if missing is not None:
             report["notes"] = [*report["notes"], missing]
-        elif saved is not None:
-            geodesic = packed(saved, kept.axis)
+        elif geodesics is not None:
+            way["geodesic"] = packed(geodesics, kept.axis)
+        elif followed is not None:
+            way["velocities"] = velocities.packed(followed, kept.axis)
         else:
-            velocity = kept.velocity(result.motion, int(report["steps"]))
+            way["velocity"] = kept.velocity(result.motion, int(report["steps"]))
     return {
         "transform": parts_of(kept.forward),
         "inverse": parts_of(kept.backward),
         "initial": _initial(result.initial),
         "moved": kept.moved(settings.interpolation) if wanted.get("moved", True) else None,
-        "velocity": velocity,
-        "geodesic": geodesic,
+        **way,
         "sigma": _sigma(kept) if wanted.get("regulariser") else None,
         "jacobian": kept.jacobian() if wanted.get("jacobian") and result.motion is not None else None,
         "report": json_safe(report),
@@ -254,10 +280,11 @@ def _sigma(kept: _Kept) -> dict[str, Image] | None:
     return {"moving": _image(start, kept.moving_axis), "fixed": kept.image(end)}
 
 
-def _no_way(motion: Motion, saved: SavedGeodesics | None) -> str | None:
-    """Why the way to a transform is neither that of one velocity nor of a geodesic; None where it is."""
-    if motion.geodesics:
-        whole = "The momentum is not kept: the run started from a deformation, of which there is no half way."
+def _no_way(motion: Motion, saved: SavedGeodesics | SavedVelocities | None) -> str | None:
+    """Why the way to a transform cannot be kept; None where it can. saved: of a momentum or of velocities."""
+    if motion.geodesics or motion.stepping is not None:
+        what = "The momentum is" if motion.geodesics else "The velocities are"
+        whole = f"{what} not kept: the run started from a deformation, of which there is no half way."
         return whole if saved is None else None
     if motion.halves is not None:
         return "A network's map is not the flow of one velocity, so there is none to keep."

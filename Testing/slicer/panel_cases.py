@@ -36,6 +36,9 @@ MORE_CARDS = {
     "kernels": card_with("kernels", kernels=True),
     "direct": card_with("direct", time_steps=False, refinable=False, weights=(WEIGHT,)),
     "group": card_with("group", needs_group=True),
+    "varying": card_with("varying", steps_range=(1, 32), trained_steps=8, time_varying=True),
+    "counted": card_with("counted", steps_range=(2, 16), steps_default=4, time_varying=True),
+    "single": card_with("single", steps_range=(12, 12), steps_default=12),
     "shipped": card_with(
         "shipped",
         weights=(replace(WEIGHT, url=None),),

@@ -18,11 +18,15 @@ from Testing.slicer.pictures import Pair, Result
 
 WIDTH = 430  # as wide as a module panel usually is
 PATIENCE_SECONDS = 120.0
+METHODS = ("affine", "svf", "lddmm", "rdmm-regions", "tvf-brain-t1")
+"""One of every kind of panel; a trained model is shown where the catalogue has it."""
+OPENED = {"rdmm-regions": ["masksSection"], "lddmm": ["advancedSection"]}
+"""Where a kind of panel has controls of its own."""
 SECTIONS = ("setupSection", "masksSection", "advancedSection", "logSection", "resultSection")
 
 
 def panel_pictures(booted: core.Core, pair: Pair, folder: Path, settings: Path) -> Result:
-    """One picture for each method, one of the masks, of a run and of its result; what the run left behind.
+    """One picture for each kind of method, the masks, a run and its result; what the run left.
 
     settings: an empty folder for what the bench keeps of the application.
     """
@@ -46,9 +50,7 @@ def add_launcher(home: Path) -> None:
 
 
 def show_states(bench: Bench, widget: Any, panel: Any, pair: Pair, folder: Path) -> None:
-    """The panel before a run: as it opens, with each method, with masks and segmentations."""
-    from DiffeoRegPanel.panel_choices import methods  # the bench has to be there
-
+    """The panel before a run: as it opens, with each kind of method, with masks and segmentations."""
     fold(panel, "setupSection")
     picture(bench, widget, folder / "panel-opened.png")
     panel.ui.fixedSelector.setCurrentNode(pair.fixed)
@@ -56,9 +58,9 @@ def show_states(bench: Bench, widget: Any, panel: Any, pair: Pair, folder: Path)
     panel.parameters.model.preset = "brain-mr"
     fold(panel)
     panel.parameters.regions.node = pair.moving_labels
-    for name, _ in methods():
+    for name in (name for name in METHODS if name in CARDS):
         panel.parameters.model.method = name
-        fold(panel, *(["masksSection"] if CARDS[name].needs_region_labels else []))
+        fold(panel, *OPENED.get(name, ()))
         picture(bench, widget, folder / f"panel-{name}.png")
     panel.parameters.regions.node = None
     panel.parameters.model.method = "svf"

@@ -16,6 +16,7 @@ from DiffeoRegLib.catalog import CARDS, Card, Measured
 from DiffeoRegLib.settings import EFFORTS, PRESETS, Settings
 from DiffeoRegPanel import estimate as room
 from DiffeoRegPanel import estimate_momentum as momentum
+from DiffeoRegPanel import estimate_velocities as velocities
 from DiffeoRegPanel.estimate import Estimate, estimate
 
 SPACING = (1.0, 1.0, 1.0)
@@ -107,6 +108,45 @@ def test_the_iterations_assumed_are_the_method_s() -> None:
 
     assert room.NETWORK_ITERATIONS == trained.ITERATIONS
     assert room.NETWORK_DENSE_ITERATIONS == trained.DENSE_ITERATIONS
+
+
+VARYING = {"time_varying": True, "trained_steps": 8, "spacing_mm": (2.0,) * 3}
+
+
+def steps_guess(effort: str = "balanced", *, measured: Measured | None = NEEDED, own: bool = False,
+                **changes: Any) -> Estimate:  # fmt: skip
+    card = Card("steps", "Steps", "Use.", "Paper.", measured=measured, **VARYING)
+    settings = Settings(method="steps", effort=effort, init="identity", **changes)
+    card = CARDS["transmorph-tvf"] if own else card
+    return estimate(card, settings, (200,) * 3, SPACING, (200,) * 3, cores=1)
+
+
+def test_a_network_with_time_steps_is_refined_by_a_search_of_its_own() -> None:
+    seconds = [steps_guess(effort).cpu_seconds for effort in EFFORTS]
+    assert seconds == sorted(seconds)
+    assert seconds[0] == pytest.approx(network_guess("fast").cpu_seconds)
+    assert seconds[1] > seconds[0] + 5
+    assert steps_guess(iterations=(0,)).cpu_seconds == pytest.approx(seconds[0])
+    few, many = (steps_guess(steps=n).cpu_seconds - seconds[0] for n in (8, 64))
+    assert few == pytest.approx(seconds[1] - seconds[0])
+    assert 2 * few < many < 8 * few
+    assert steps_guess(levels_mm=(4.0, 2.0, 1.0), iterations=(0, 0, 30)).cpu_seconds > seconds[1]
+    assert "not measured" not in steps_guess().sentence
+    for unknown in (steps_guess(measured=None), steps_guess(own=True)):
+        assert "without the network, which was not measured" in unknown.sentence
+        assert unknown.cpu_seconds > 5
+
+
+def test_the_search_assumed_is_the_method_s() -> None:
+    from DiffeoRegLib.methods import velocity_search
+
+    assert velocities.ITERATIONS == velocity_search.ITERATIONS
+    assert velocities.levels_of(Settings(effort="accurate"), 2.0, 1.0) == (4.0, 2.0, 1.0)
+    card, voxels = CARDS["transmorph-tvf"], 500_000
+    for settings in (Settings(effort="accurate"), Settings(iterations=(10, 20))):
+        needed = velocity_search.search_bytes(settings, 2.0, velocities.STEPS, 3, voxels)
+        assert velocities.search_mb(card, settings, 2.0, voxels, 3) == pytest.approx(needed / 1e6)
+    assert velocities.search_mb(card, Settings(effort="fast"), 2.0, voxels, 3) == 0
 
 
 def test_the_memory_of_256_cubed_is_the_measured_one() -> None:

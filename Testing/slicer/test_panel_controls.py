@@ -34,6 +34,7 @@ SHOWN = {
     "vsvf": KERNELS,
     "lddmm": KERNELS | {"wantRegulariser", "integratorCombo"},
     "direct": (DEFORMABLE | {"modelWeights", "weightsButtons"}) - {"largeCombo"},
+    "varying": FLOW - {"refinementSpin"},
     "shipped": (FLOW | {"modelWeights"}) - {"largeCombo"},
 }
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from DiffeoRegLib.catalog import CARDS, Card, WeightFile
+from DiffeoRegLib.catalog import AFFINE_NETWORK, CARDS, Card, WeightFile
 from DiffeoRegLib.errors import (
     FileFormatError,
     InputError,
@@ -168,6 +168,27 @@ def test_a_request_is_completed_only_for_trained_methods(
         with_weights(Request(None, None, Settings(method="sitreg")), ask)
     with pytest.raises(UnknownNameError):
         with_weights(Request(None, None, Settings(method="elastic")), ask)
+
+
+def test_a_network_that_aligns_needs_its_licence_whatever_the_method(
+    machine: Machine, shipped: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aligner = replace(shipped, name="aligner", method=AFFINE_NETWORK, network="", deformable=False)
+    monkeypatch.setitem(CARDS, "aligner", aligner)
+    request = Request(None, None, Settings(init="network:aligner"))
+    (licence,) = aligner.licences_to_accept
+    with pytest.raises(LicenceError, match=licence):
+        with_weights(request, lambda: machine)
+    once = replace(request, settings=request.settings.with_changes(accepted_licences=(licence,)))
+    assert with_weights(once, lambda: machine).settings.accepted_licences == (licence,)
+    machine.accept_licence(licence)
+    settings = with_weights(request, lambda: machine).settings
+    assert (settings.accepted_licences, settings.weights) == ((licence,), None)
+    (tmp_path / "with it" / aligner.weights[0].file).unlink()
+    with pytest.raises(WeightsError, match="reinstall"):
+        with_weights(request, lambda: machine)
+    with pytest.raises(UnknownNameError, match="network for the initial alignment"):
+        with_weights(Request(None, None, Settings(init="network:nothing")), lambda: machine)
 
 
 def test_download_makes_missing_weights_present(machine: Machine, card: Card) -> None:

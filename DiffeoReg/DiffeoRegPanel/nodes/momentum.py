@@ -1,56 +1,18 @@
-"""The start of a geodesic as nodes of the scene: exact numbers, from which the whole way is shot again.
-
-Slicer's files of volumes hold three values a voxel everywhere, five nowhere: what has more is spread over
-several vector volumes, of which the first, the momentum, knows the others.
-"""
+"""The start of a geodesic as nodes of the scene, from which the whole way is shot again; see kept.py."""
 
 from __future__ import annotations
 
-import json
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from DiffeoRegPanel.nodes import kept
+from DiffeoRegPanel.nodes.kept import Kind, Piece, other_nodes, spare_nodes
+from DiffeoRegPanel.nodes.places import Matrix
 
-from DiffeoRegLib.errors import InputError
-from DiffeoRegLib.exchange import Image
-from DiffeoRegPanel.nodes.places import (
-    KJI,
-    Matrix,
-    local_from_voxel,
-    numbers_of,
-    parent_matrix,
-    remember_parent,
-    text_of,
-    vtk_from_matrix,
-)
-from DiffeoRegPanel.nodes.volumes import FIXED, MOVING, array_of, vtk_image
+__all__ = ["geodesic_of", "holds_momentum", "momentum_node", "other_nodes", "spare_nodes"]
 
-VECTOR = "vtkMRMLVectorVolumeNode"
-GEODESIC = "DiffeoReg.Geodesic"
-"""Attribute of the first node: everything but the arrays, as JSON."""
-OTHERS = "DiffeoReg.GeodesicOthers"
-"""Role of the nodes that hold the rest of the arrays."""
-PARTS = "DiffeoReg.GeodesicParts"
-"""Attribute of the first node: how many nodes there are with it."""
-ARRAY, PLACE, CHECK = "DiffeoReg.GeodesicArray", "DiffeoReg.GeodesicPlace", "DiffeoReg.GeodesicCheck"
-"""Attributes of every node: JSON of name, first channel, number; world from voxel; check sum."""
-CHANNELS = 3
-TURNED = np.array([-1, -1, 1], dtype=np.float32)
-"""What a reader does to vectors that it takes for LPS."""
+MOMENTUM = Kind("DiffeoReg.Geodesic", "momentum")
 WORDS = {"momentum": "Momentum", "preweights": "Pre-weights"}
-
-
-class Piece(NamedTuple):
-    """Up to three channels of an array: its name, the first channel, how many, (k, j, i, 3) values, place."""
-
-    name: str
-    first: int
-    count: int
-    values: NDArray[np.float32]
-    world_from_voxel: Matrix
 
 
 def momentum_node(
@@ -66,46 +28,19 @@ def momentum_node(
     """The vector volume of the momentum, with which the other nodes come and go.
 
     geodesic: the worker's `description` and `arrays`, Images (k, j, i, channels), the momentum first.
-    node, parent: as for a velocity node; of its other nodes it keeps what it needs, see `spare_nodes`.
-    name: what the names of all nodes end with.
+    node, parent: as for a velocity node.  name: what the names of all nodes end with.
     Raises InputError when `node` is no vector volume.
     """
-    if node is not None and not node.IsA(VECTOR):
-        raise InputError(f"'{node.GetName()}' is no vector volume: choose another node for the momentum.")
-    pieces = [piece for key, image in geodesic["arrays"].items() for piece in _pieces(key, image)]
-    former = [] if node is None else [node, *other_nodes(node)]
-    nodes = []
-    for number, piece in enumerate(pieces):
-        here = former[number] if number < len(former) else None
-        nodes.append(_filled(scene, piece, _title(piece, name), here))
-    first = nodes[0]
-    first.SetAttribute(GEODESIC, json.dumps(geodesic["description"], sort_keys=True))
-    first.SetAttribute(PARTS, str(len(nodes)))
-    first.RemoveNodeReferenceIDs(OTHERS)
-    for other in nodes[1:]:
-        first.AddNodeReferenceID(OTHERS, other.GetID())
-    first.SetNodeReferenceID(FIXED, fixed.GetID())
-    first.SetNodeReferenceID(MOVING, moving.GetID())
-    remember_parent(first, parent_matrix(moving) if parent is None else parent)
-    return first
+
+    def title(piece: Piece) -> str:
+        return _title(piece, name)
+
+    return kept.fill(scene, MOMENTUM, geodesic, title, fixed, moving, parent=parent, node=node)
 
 
 def holds_momentum(node: Any) -> bool:
     """Whether `momentum_node` has filled it."""
-    return node is not None and node.GetAttribute(GEODESIC) is not None
-
-
-def other_nodes(node: Any) -> list[Any]:
-    """The nodes that hold what the momentum's own node has no room for."""
-    count = node.GetNumberOfNodeReferences(OTHERS)
-    found = (node.GetNthNodeReference(OTHERS, number) for number in range(count))
-    return [other for other in found if other is not None]
-
-
-def spare_nodes(node: Any, before: Sequence[Any]) -> list[Any]:
-    """Those of its former other nodes that a node has no use for any more."""
-    kept = {other.GetID() for other in other_nodes(node)}
-    return [other for other in before if other.GetID() not in kept]
+    return kept.holds(node, MOMENTUM)
 
 
 def geodesic_of(node: Any) -> dict[str, Any]:
@@ -113,34 +48,7 @@ def geodesic_of(node: Any) -> dict[str, Any]:
 
     Raises InputError when one of the nodes was changed, moved or removed since.
     """
-    try:
-        description = json.loads(node.GetAttribute(GEODESIC))
-        if int(node.GetAttribute(PARTS)) != 1 + len(other_nodes(node)):
-            raise ValueError("a part of it was removed")
-        pieces = [_piece(part) for part in (node, *other_nodes(node))]
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
-        raise InputError(
-            f"The momentum in '{node.GetName()}' was changed ({error}): register again."
-        ) from error
-    names = dict.fromkeys(piece.name for piece in pieces)
-    return {"description": description, "arrays": {name: _joined(name, pieces) for name in names}}
-
-
-def _pieces(name: str, image: Image) -> Iterator[Piece]:
-    """An array in pieces of three channels; the last one is filled up with zeros."""
-    channels = image.array.shape[3]
-    for first in range(0, channels, CHANNELS):
-        count = min(CHANNELS, channels - first)
-        values = np.zeros((*image.array.shape[:3], CHANNELS), dtype=np.float32)
-        values[..., :count] = image.array[..., first : first + count]
-        yield Piece(name, first, count, values, image.world_from_voxel)
-
-
-def _joined(name: str, pieces: list[Piece]) -> Image:
-    """The array of the pieces of this name."""
-    own = sorted((piece for piece in pieces if piece.name == name), key=lambda piece: piece.first)
-    array = np.concatenate([piece.values[..., : piece.count] for piece in own], axis=3)
-    return Image(array, own[0].world_from_voxel, name)
+    return kept.content_of(node, MOMENTUM)
 
 
 def _title(piece: Piece, name: str) -> str:
@@ -150,43 +58,3 @@ def _title(piece: Piece, name: str) -> str:
     if piece.first or what != "momentum":
         word += f" {piece.first + 1}-{piece.first + piece.count}"
     return f"{word}, {name}" if link in ("", "0") else f"{word} of link {int(link) + 1}, {name}"
-
-
-def _filled(scene: Any, piece: Piece, name: str, node: Any) -> Any:
-    node = node or scene.AddNewNodeByClass(VECTOR, scene.GetUniqueNameByString(name))
-    node.SetAndObserveImageData(vtk_image(piece.values))
-    node.SetIJKToRASMatrix(vtk_from_matrix(piece.world_from_voxel[:, KJI]))
-    node.SetAndObserveTransformNodeID(None)
-    node.SetAttribute(ARRAY, json.dumps([piece.name, piece.first, piece.count]))
-    node.SetAttribute(PLACE, text_of(piece.world_from_voxel))
-    node.SetAttribute(CHECK, _check_sum(piece.values))
-    return node
-
-
-def _piece(node: Any) -> Piece:
-    """What a node holds; raises ValueError when it is not what was written."""
-    name, first, count = json.loads(node.GetAttribute(ARRAY))
-    world = numbers_of(node.GetAttribute(PLACE)).reshape(4, 4)
-    values = _in_order(array_of(node), local_from_voxel(node), world)
-    if values.dtype == np.float32 and values.shape[3] == CHANNELS:
-        for candidate in (values, values * TURNED):
-            if _check_sum(candidate) == node.GetAttribute(CHECK):
-                return Piece(name, int(first), int(count), candidate, world)
-    raise ValueError("its numbers are not the ones that were kept")
-
-
-def _in_order(array: NDArray[Any], world_now: Matrix, world: Matrix) -> NDArray[Any]:
-    """The voxels in the order they had: readers reverse the slices of a left-handed volume."""
-    shape = np.array(array.shape[:3])
-    now_from_then = np.linalg.inv(world_now) @ world
-    signs = np.sign(np.diag(now_from_then)[:3])
-    expected = np.diag([*signs, 1.0])
-    expected[:3, 3] = np.where(signs < 0, shape - 1, 0)
-    if np.abs(now_from_then - expected).max() > 1e-3:
-        raise ValueError("it was moved")
-    return np.flip(array, [axis for axis in range(3) if signs[axis] < 0])
-
-
-def _check_sum(values: NDArray[Any]) -> str:
-    """Of the numbers; zeros without their sign, which turning to and fro may change."""
-    return f"{zlib.crc32(np.ascontiguousarray(values + np.float32(0)).tobytes()):08x}"
