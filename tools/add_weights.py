@@ -4,6 +4,7 @@ Run from anywhere, with DiffeoReg importable:
   python tools/add_weights.py run/best.safetensors --id sitreg-brain-t1 --version 1 --title "..." --use "..."
       --licence CC-BY-NC-4.0 --training-data "..." --training-licence "..." --modality "T1 MR" --anatomy brain
 An entry that is there keeps what is not given again; without FILE only its words and measurements change.
+With --half the file holds numbers of 16 bits, which networks read as they do any other.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import Any
 
 from DiffeoRegLib import catalog
 from DiffeoRegLib.errors import DiffeoRegError, InputError
-from DiffeoRegLib.networks.weights import network_of, network_spacing_mm, read_weights
+from DiffeoRegLib.networks.tvf import TransMorphTVF
+from DiffeoRegLib.networks.weights import Stored, network_of, network_spacing_mm, read_weights
 from DiffeoRegLib.training.checkpoint import replace_file, write_checkpoint
 
 RESOURCES = Path(__file__).resolve().parents[1] / "DiffeoRegLib" / "Resources"
@@ -75,7 +77,11 @@ def _describe(entry: dict[str, Any], given: argparse.Namespace) -> None:
 def _take(source: Path, given: argparse.Namespace, entry: dict[str, Any], target: Path) -> None:
     """Copy the weights, without the folders of the computer they were trained on, and describe them."""
     stored = read_weights(source)
-    network_of(stored, str(source))
+    network_of(stored, str(source))  # in full precision: what is not finite is named here
+    if given.half:
+        halves = {name: t.half() if t.is_floating_point() else t for name, t in stored.tensors.items()}
+        stored = Stored(halves, stored.description)
+    built = network_of(stored, str(source))
     licence = given.licence or entry.get("weights", {}).get("licence")
     version = given.version or entry.get("version")
     if not licence or not version:
@@ -86,6 +92,9 @@ def _take(source: Path, given: argparse.Namespace, entry: dict[str, Any], target
         raise InputError(f"'{source}' holds weights of '{network}', which no method runs.")
     entry["method"] = methods[0]
     entry["spacing_mm"] = list(network_spacing_mm(stored.description, str(source)))
+    entry.pop("trained_steps", None)
+    if isinstance(built, TransMorphTVF):
+        entry["trained_steps"] = built.config.steps
     write_checkpoint(target, stored.tensors, without_folders(stored.description))
     content = target.read_bytes()
     if len(content) > MOST_BYTES and given.url is None:
@@ -136,8 +145,9 @@ def _set_measured(entry: dict[str, Any], given: argparse.Namespace) -> None:
 
 def _in_order(entry: dict[str, Any]) -> dict[str, Any]:
     """The values of an entry as the schema lists them."""
-    names = ("id", "method", *WORDS[:4], "weights", "training_data", *WORDS[4:], "spacing_mm", "measured")
-    return {name: entry[name] for name in names}
+    names = ["id", "method", *WORDS[:4], "weights", "training_data", *WORDS[4:], "spacing_mm"]
+    names += ["trained_steps", "measured"]
+    return {name: entry[name] for name in names if name in entry}
 
 
 def _write(models: Path, content: dict[str, Any]) -> None:
@@ -162,6 +172,7 @@ def parser() -> argparse.ArgumentParser:
     for name, kind in MEASURED.items():
         if kind is not str:
             made.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N")
+    made.add_argument("--half", action="store_true", help="keep numbers of 16 bits: half the size")
     made.add_argument("--url", help="where the file will be offered instead of being shipped (https)")
     return made
 

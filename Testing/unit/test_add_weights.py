@@ -104,6 +104,28 @@ def test_a_network_belongs_to_the_method_that_runs_it(
     assert "which no method runs" in capsys.readouterr().err
 
 
+def test_numbers_of_16_bits_and_the_steps_of_a_network(made: Catalogue, tmp_path: Path) -> None:
+    """Half the size, read as any other; a number too large for them is named."""
+    sizes = {"embed": 4, "depths": [1] * 4, "heads": [1] * 4, "window": [2, 2, 2], "steps": 3}
+    network = {"name": "transmorph-tvf", "sizes": sizes, "options": {}}
+    tensors = build_network(NetworkConfig("transmorph-tvf", sizes)).state_dict()
+    file = write_weights(tmp_path / "tvf", tensors, network=network)
+    words = [str(file), *[word for name, value in FLAGS.items() for word in (f"--{name}", value)]]
+    assert add_weights.main([*words, "--half"]) == 0
+    card = made.cards()["sitreg-invented"]
+    assert (card.method, card.trained_steps, card.time_varying) == ("transmorph-tvf", 3, True)
+    schema = json.loads((Path(catalog.RESOURCES) / "Models.schema.json").read_text(encoding="utf-8"))
+    jsonschema.validate(made.content(), schema)
+    path = made.weights / "sitreg-invented-1.safetensors"
+    assert path.stat().st_size < 0.7 * file.stat().st_size
+    read = room.network_of(room.read_weights(path), "half").state_dict()
+    assert all(value.dtype == torch.float32 for value in read.values())
+    assert all(torch.equal(value, tensors[name].half().float()) for name, value in read.items())
+    tensors["steps.0.head.bias"][0] = 1e6
+    write_weights(tmp_path / "tvf", tensors, network=network)
+    assert add_weights.main([*words, "--half"]) == 1
+
+
 def test_no_folder_of_the_training_computer_is_published(made: Catalogue, best: Path) -> None:
     assert made.add(best, **FLAGS) == 0
     stored = room.read_weights(made.weights / "sitreg-invented-1.safetensors")
