@@ -39,6 +39,7 @@ from DiffeoRegLib.sealed_files import (
     linear_at,
     matrix_of,
     read_sealed,
+    require_format,
     require_safetensors,
     rows_of,
     sealed,
@@ -149,11 +150,7 @@ def unpack(
     Raises FileFormatError for another format, a value that is missing, of a wrong type or size, or not
     finite, and for arrays that do not belong to it.
     """
-    if description.get("format") != FORMAT:
-        raise FileFormatError(
-            f"'{source}' has the format '{description.get('format')}'; this version of DiffeoReg reads "
-            f"'{FORMAT}'."
-        )
+    require_format(description, FORMAT, source)
     try:
         content = build(_Description, description, "the description")
         _check(content)

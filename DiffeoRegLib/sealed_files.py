@@ -47,6 +47,15 @@ class Place:
         return Grid(self.shape, matrix_of(self.world_from_voxel))
 
 
+def require_format(description: Mapping[str, Any], wanted: str, source: str) -> None:
+    """Raises FileFormatError for a description of another format or version."""
+    if description.get("format") != wanted:
+        raise FileFormatError(
+            f"'{source}' has the format '{description.get('format')}'; this version of DiffeoReg reads "
+            f"'{wanted}'."
+        )
+
+
 def rows_of(matrix: Matrix) -> tuple[tuple[float, ...], ...]:
     """A matrix as JSON holds it."""
     return tuple(tuple(row) for row in np.asarray(matrix).tolist())

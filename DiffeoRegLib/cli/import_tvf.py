@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from DiffeoRegLib.catalog import card
+from DiffeoRegLib.cli.imported import Imported, write_imported
 from DiffeoRegLib.errors import FileFormatError, SettingsError
 from DiffeoRegLib.flows.time_varying import Order
 from DiffeoRegLib.networks.build import build_network
@@ -21,9 +21,7 @@ from DiffeoRegLib.networks.pyramid import parameter_count
 from DiffeoRegLib.networks.transmorph import sizes_of
 from DiffeoRegLib.networks.tvf import TransMorphTVF, TVFConfig
 from DiffeoRegLib.networks.tvf_weights import WINDOW, read_published_tvf
-from DiffeoRegLib.networks.weights import file_sha256
 from DiffeoRegLib.plain import as_plain
-from DiffeoRegLib.training.checkpoint import write_checkpoint
 from DiffeoRegLib.training.config import TrainingConfig
 
 METHOD = "transmorph-tvf"
@@ -71,30 +69,8 @@ def import_tvf(
     network = read_published_tvf(source, window=like.window, order=like.order)
     if like.expected is not None:
         _check_sizes(network.config, like.expected, str(source), name)
-    imported = {
-        "file": source.name, "sha256": file_sha256(source), "like": Path(name).name, "images": like.images,
-        "axes": axes, "licence": licence, "paper": card(METHOD).citation,
-    }  # fmt: skip
-    sizes = plain_sizes(network.config)
-    write_checkpoint(
-        target,
-        network.state_dict(),
-        {
-            "kind": "weights",
-            "step": 0,
-            "network": {"name": METHOD, "sizes": sizes, "options": {}},
-            "config": {"method": METHOD, "data": {"source": source.name, "spacing_mm": list(spacing_mm)}},
-            "imported": imported,
-        },
-    )
-    data = {
-        "command": "import-weights",
-        "files": {"weights": str(target)},
-        "sizes": sizes,
-        "parameters": parameter_count(network),
-        "spacing_mm": list(spacing_mm),
-        "imported": imported,
-    }
+    known = Imported(source, name, like.images, axes, licence, spacing_mm)
+    data = write_imported(target, METHOD, network, network.state_dict(), plain_sizes(network.config), known)
     return "\n".join(_said(network, spacing_mm, axes, licence, target)), data
 
 

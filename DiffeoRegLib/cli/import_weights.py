@@ -8,19 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from DiffeoRegLib import catalog
 from DiffeoRegLib.cli.console import Console
 from DiffeoRegLib.cli.import_tvf import METHOD as TVF
 from DiffeoRegLib.cli.import_tvf import TVFLike, check_method, import_tvf, published_like, training_like
+from DiffeoRegLib.cli.imported import Imported, write_imported
 from DiffeoRegLib.errors import FileFormatError, OutputError, OutputExistsError, SettingsError
 from DiffeoRegLib.networks.published import PUBLISHED, PUBLISHED_TVF, places_of
 from DiffeoRegLib.networks.pyramid import PyramidConfig, parameter_count
 from DiffeoRegLib.networks.sitreg import SITReg
 from DiffeoRegLib.networks.sitreg_turned import turned_weights
 from DiffeoRegLib.networks.sitreg_weights import read_published
-from DiffeoRegLib.networks.weights import file_sha256
 from DiffeoRegLib.plain import as_plain, build
-from DiffeoRegLib.training.checkpoint import write_checkpoint
 from DiffeoRegLib.training.config import read_config
 
 ORDERS = {
@@ -59,31 +57,9 @@ def import_weights(arguments: argparse.Namespace, console: Console) -> None:
     _check_sizes(network.config, like.expected, str(source), arguments.like)
     state = network.state_dict() if axes is None else turned_weights(network, *places_of(axes))
     licence = arguments.licence or NOT_STATED
-    imported = {
-        "file": source.name, "sha256": file_sha256(source), "like": Path(arguments.like).name,
-        "images": like.images, "axes": axes, "licence": licence, "paper": catalog.card("sitreg").citation,
-    }  # fmt: skip
-    sizes = sizes_of(network.config)
-    write_checkpoint(
-        target,
-        state,
-        {
-            "kind": "weights",
-            "step": 0,
-            "network": {"name": "sitreg", "sizes": sizes, "options": {}},
-            "config": {"method": "sitreg", "data": {"source": source.name, "spacing_mm": list(spacing_mm)}},
-            "imported": imported,
-        },
-    )
+    known = Imported(source, arguments.like, like.images, axes, licence, spacing_mm)
+    data = write_imported(target, "sitreg", network, state, sizes_of(network.config), known)
     console.progress("writing", 1.0, "done")
-    data = {
-        "command": "import-weights",
-        "files": {"weights": str(target)},
-        "sizes": sizes,
-        "parameters": parameter_count(network),
-        "spacing_mm": list(spacing_mm),
-        "imported": imported,
-    }
     console.result("\n".join(_said(network, spacing_mm, axes, licence, target)), data)
 
 

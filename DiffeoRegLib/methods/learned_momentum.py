@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from DiffeoRegLib.catalog import card
-from DiffeoRegLib.errors import SettingsError, WeightsError
+from DiffeoRegLib.errors import WeightsError
 from DiffeoRegLib.flows.exponential import exp
 from DiffeoRegLib.flows.momentum import MomentumMetric
 from DiffeoRegLib.flows.regional import RegionalMetric
@@ -31,6 +31,7 @@ from DiffeoRegLib.methods.memory import MAP_BYTES, MAP_BYTES_PER_KERNEL, STEPS, 
 from DiffeoRegLib.methods.options import KINETIC_PER_SQUARE_MM, Options
 from DiffeoRegLib.methods.rdmm import RegionalModel
 from DiffeoRegLib.methods.trained import (
+    counts_of,
     looks_at,
     precision_on,
     require_dimension,
@@ -52,7 +53,6 @@ from DiffeoRegLib.space.sample import sample, warp
 
 ITERATIONS: Mapping[str, tuple[int, ...]] = {"fast": (0,), "balanced": (10, 10), "accurate": (25, 25, 10)}
 """Per effort: at twice the voxel size of the network, at that size, and at the working one."""
-MOST_LEVELS = 3
 FIELDS = 12
 """Displacements and copies of them that two looks need at once."""
 
@@ -170,17 +170,7 @@ class LearnedVSVF(LearnedMomentum):
 
 def iterations(settings: Settings) -> tuple[int, ...]:
     """Iterations of the refinement, coarse to fine; raises SettingsError where they do not fit the levels."""
-    counts = settings.iterations or ITERATIONS[settings.effort]
-    levels = settings.levels_mm
-    if levels is not None and len(levels) != len(counts):
-        raise SettingsError(
-            f"{len(levels)} levels {levels} and {len(counts)} numbers of iterations {counts} do not match."
-        )
-    if levels is None and len(counts) > MOST_LEVELS:
-        raise SettingsError(
-            f"Without levels this method takes up to {MOST_LEVELS} numbers of iterations, not {counts}."
-        )
-    return counts
+    return counts_of(settings, ITERATIONS)
 
 
 def refined(settings: Settings) -> bool:

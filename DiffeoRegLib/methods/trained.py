@@ -23,6 +23,24 @@ DENSE_ITERATIONS: Mapping[str, int] = {"fast": 0, "balanced": 10, "accurate": 20
 MOST_LEVELS = 3
 
 
+def counts_of(settings: Settings, per_effort: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """Iterations per level, coarse to fine, of a search whose levels follow the network's voxel size.
+
+    Raises SettingsError where levels and iterations do not match.
+    """
+    counts = settings.iterations or per_effort[settings.effort]
+    levels = settings.levels_mm
+    if levels is not None and len(levels) != len(counts):
+        raise SettingsError(
+            f"{len(levels)} levels {levels} and {len(counts)} numbers of iterations {counts} do not match."
+        )
+    if levels is None and len(counts) > MOST_LEVELS:
+        raise SettingsError(
+            f"Without levels this method takes up to {MOST_LEVELS} numbers of iterations, not {counts}."
+        )
+    return counts
+
+
 def levels_and_iterations(settings: Settings) -> tuple[tuple[float, ...], tuple[int, ...]]:
     """Levels (empty: as in ITERATIONS) and iterations, the dense ones last.
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from DiffeoRegLib.errors import InputError, SettingsError
+from DiffeoRegLib.errors import InputError
 from DiffeoRegLib.flows.time_varying import Order, position_at
 from DiffeoRegLib.losses.lddmm_operator import ALPHA, BETA, GAMMA, lddmm_energy
 from DiffeoRegLib.losses.regularity import diffusion
@@ -25,6 +25,7 @@ from DiffeoRegLib.methods.base import Motion, Pair, Progress, Report
 from DiffeoRegLib.methods.comparing import Comparison
 from DiffeoRegLib.methods.lbfgs import LBFGS, Tensors, Watch
 from DiffeoRegLib.methods.stepping import per_step, per_time
+from DiffeoRegLib.methods.trained import counts_of
 from DiffeoRegLib.settings import PRESETS, Settings
 from DiffeoRegLib.space.field import change_grid
 from DiffeoRegLib.space.filters import gaussian_smooth
@@ -32,7 +33,6 @@ from DiffeoRegLib.space.grid import Grid
 
 ITERATIONS: Mapping[str, tuple[int, ...]] = {"fast": (0,), "balanced": (10, 20, 8), "accurate": (20, 40, 25)}
 """Per effort: at twice the voxel size of the network, at that size, and at the working one."""
-MOST_LEVELS = 3
 TOLERANCE = 1e-4
 FINER = 0.75
 """A voxel size below this share of another is another one."""
@@ -100,17 +100,7 @@ class FoundVelocities:
 
 def iterations(settings: Settings) -> tuple[int, ...]:
     """Iterations per level, coarse to fine; raises SettingsError where they do not fit the levels."""
-    counts = settings.iterations or ITERATIONS[settings.effort]
-    levels = settings.levels_mm
-    if levels is not None and len(levels) != len(counts):
-        raise SettingsError(
-            f"{len(levels)} levels {levels} and {len(counts)} numbers of iterations {counts} do not match."
-        )
-    if levels is None and len(counts) > MOST_LEVELS:
-        raise SettingsError(
-            f"Without levels this method takes up to {MOST_LEVELS} numbers of iterations, not {counts}."
-        )
-    return counts
+    return counts_of(settings, ITERATIONS)
 
 
 def refined(settings: Settings) -> bool:

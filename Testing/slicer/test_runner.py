@@ -51,7 +51,7 @@ def runner(place):
     assert not list(place.iterdir())
 
 
-def until(condition, seconds=15.0):
+def until(condition, seconds=60.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "It did not happen in time."
