@@ -19,6 +19,7 @@ from DiffeoRegLib.flows.exponential import exp, midpoint_squarings
 from DiffeoRegLib.losses.forces import Forces, Similarity, similarity_forces
 from DiffeoRegLib.losses.guidance import LabelPull, landmark_force
 from DiffeoRegLib.losses.mind import mind_ssc
+from DiffeoRegLib.losses.source import LevelSource
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.blocks import Blocks
 from DiffeoRegLib.space.field import downsample_image
@@ -101,6 +102,7 @@ class Level:
         self.labels = self._labels(pair) if settings.guidance_weight > 0 else None
         self.points = self._points(pair) if settings.guidance_weight > 0 else None
         self.guidance_weight = settings.guidance_weight
+        self.source = self._source(pair, strides, image_grid)
 
     def _image(self, image: Tensor, strides: Sequence[int], plan: Plan, grid: Grid) -> Tensor:
         small = downsample_image(image, strides) if max(strides) > 1 else image
@@ -115,6 +117,16 @@ class Level:
         if pair.fixed_labels is None or pair.moving_labels is None:
             return None
         return LabelPull(pair.fixed_labels, pair.moving_labels, self.strides)
+
+    def _source(self, pair: Pair, strides: Sequence[int], grid: Grid) -> LevelSource | None:
+        """What pathology adds to the images; None for healthy ones."""
+        if pair.pathology is None:
+            return None
+        marks = [
+            None if mark is None else downsample_image(mark, strides)
+            for mark in (pair.pathology.fixed, pair.pathology.moving)
+        ]
+        return LevelSource(marks[0], marks[1], self.blocks, grid.spacing)
 
     def _points(self, pair: Pair) -> tuple[Tensor, Tensor] | None:
         if pair.fixed_points_vox is None or pair.moving_points_vox is None:
@@ -148,12 +160,17 @@ def half_way(velocity_vox: Tensor, squarings: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def optimise_level(
-    velocity_vox: Tensor, level: Level, plan: Plan, settings: Settings, tell: Callable[[int, float], None]
+    velocity_vox: Tensor,
+    level: Level,
+    plan: Plan,
+    settings: Settings,
+    tell: Callable[[int, float], None],
+    given_vox: Tensor | None = None,
 ) -> Tensor:
     """The velocity after at most `plan.iterations` steps of smoothed, bounded gradient descent on one level.
 
     velocity_vox: (1, d, *level.grid.shape), voxels of that grid.  tell(iteration, value) is called each step
-    and may raise Cancelled.
+    and may raise Cancelled.  given_vox: the part of the velocity that is not to be smoothed, of that shape.
     """
     spacing = velocity_vox.new_tensor(level.grid.spacing).view(1, -1, *[1] * level.grid.dim)
     update_sigma = [plan.update_sigma * level.nominal_mm / s for s in level.grid.spacing]
@@ -171,7 +188,10 @@ def optimise_level(
         if pull_mm is not None:
             update_mm = _unit(update_mm + level.guidance_weight * pull_mm)
         velocity_vox = velocity_vox + update_mm * (step_mm / spacing)
-        velocity_vox = gaussian_smooth(velocity_vox, velocity_sigma)
+        if given_vox is None:
+            velocity_vox = gaussian_smooth(velocity_vox, velocity_sigma)
+        else:
+            velocity_vox = given_vox + gaussian_smooth(velocity_vox - given_vox, velocity_sigma)
         values.append(forces.value + level.guidance_weight * misfit)
         tell(iteration, forces.value)
         if _converged(values):
@@ -190,10 +210,14 @@ class Comparison(Forces):
 
 
 def compare(level: Level, to_moving: Tensor, to_fixed: Tensor) -> Comparison:
-    """The similarity of both images in half-way space and its derivatives by them."""
+    """The similarity of both images in half-way space, free of their sources, and its derivatives by them."""
     moving = level.blocks.read(level.moving, to_moving[0])
     fixed = level.blocks.read(level.fixed, to_fixed[0])
-    forces = level.similarity(fixed, moving, level.weight(to_moving, to_fixed))
+    weight = level.weight(to_moving, to_fixed)
+    if level.source is not None:
+        fixed, moving, trust = level.source.taken_off(fixed, moving, weight, to_fixed, to_moving)
+        weight = weight * trust
+    forces = level.similarity(fixed, moving, weight)
     return Comparison(forces.value, forces.by_fixed, forces.by_moving, forces.factor, fixed, moving)
 
 

@@ -15,6 +15,7 @@ velocities). The second-order step and the block-wise correlation are ours, see 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -46,29 +47,33 @@ class StationaryVelocity:
     def refine(self, motion: Motion, pair: Pair, settings: Settings, report: Report) -> Motion:
         """Coarse-to-fine instance optimisation; levels without iterations are skipped."""
         levels = [plan for plan in plans(settings, pair.grid) if plan.iterations > 0]
-        effort = [plan.iterations / plan.level_mm**pair.grid.dim for plan in levels]
-        done = 0.0
-        for plan, share in zip(levels, effort, strict=True):
+        for plan, tell in zip(levels, tellers(levels, pair.grid.dim, report), strict=True):
             level = Level(pair, plan, settings)
             velocity = change_grid(motion.velocity_vox, motion.grid, level.grid)
-
-            def tell(
-                iteration: int, value: float, plan: Plan = plan, start: float = done, share: float = share
-            ) -> None:
-                fraction = (start + share * (iteration + 1) / plan.iterations) / sum(effort)
-                step = f"{plan.level_mm:g} mm, step {iteration + 1} of {plan.iterations}"
-                report(Progress("optimise", fraction, f"{step}: {plan.similarity} {value:.4f}"))
-
             velocity = optimise_level(velocity, level, plan, settings, tell)
             if plan is not levels[-1]:  # the last velocity is looked after when it is integrated
                 velocity, _ = unfold(velocity, LEAST_DETERMINANT)
             motion = Motion(velocity, level.grid)
-            done += share
         return motion
 
     def sources(self, settings: Settings) -> list[str]:
         """The large-displacement search, where it is used."""
         return [CITATION] if searches(settings) else []
+
+
+def tellers(levels: Sequence[Plan], dim: int, report: Report) -> list[Callable[[int, float], None]]:
+    """What every level calls with (iteration, value): its progress, as a part of that of all levels."""
+    effort = [plan.iterations / plan.level_mm**dim for plan in levels]
+
+    def teller(plan: Plan, start: float, share: float) -> Callable[[int, float], None]:
+        def tell(iteration: int, value: float) -> None:
+            fraction = (start + share * (iteration + 1) / plan.iterations) / sum(effort)
+            step = f"{plan.level_mm:g} mm, step {iteration + 1} of {plan.iterations}"
+            report(Progress("optimise", fraction, f"{step}: {plan.similarity} {value:.4f}"))
+
+        return tell
+
+    return [teller(plan, sum(effort[:k]), effort[k]) for k, plan in enumerate(levels)]
 
 
 def searches(settings: Settings) -> bool:

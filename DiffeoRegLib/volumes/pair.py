@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from DiffeoRegLib.space.grid import Grid, Matrix
+from DiffeoRegLib.volumes.pathology import PlacedPathology
 from DiffeoRegLib.volumes.regions import PlacedRegions
 from DiffeoRegLib.volumes.volume import Volume
 
@@ -51,6 +52,7 @@ class Pair:
     fixed_labels, moving_labels: (1, 1, *grid.shape) integer guidance on the working grid, or None.
     fixed_points_vox, moving_points_vox: (1, d, n) guidance landmarks in voxels of the working grid, or None.
     regions: where the moving image is how stiff, or None.
+    pathology: where an image shows what the other one has nothing for, or None.
     notes: sentences for the report on what preparation did.
     """
 
@@ -67,12 +69,13 @@ class Pair:
     notes: list[str] = field(default_factory=list)
     fixed_from_grid: Matrix = field(default_factory=lambda: np.eye(4))
     regions: PlacedRegions | None = None
+    pathology: PlacedPathology | None = None
 
     def to(self, device: torch.device | str) -> Pair:
         """The pair with all its tensors on another device."""
         moved: dict[str, Any] = {
             item.name: value.to(device)
             for item in dataclasses.fields(self)
-            if isinstance(value := getattr(self, item.name), (Tensor, PlacedRegions))
+            if isinstance(value := getattr(self, item.name), (Tensor, PlacedPathology, PlacedRegions))
         }
         return dataclasses.replace(self, **moved)

@@ -24,6 +24,7 @@ from DiffeoRegLib.volumes.intensity import (
     resample_affine,
 )
 from DiffeoRegLib.volumes.pair import Correspondence, Masks, Pair
+from DiffeoRegLib.volumes.pathology import Pathology, place_pathology
 from DiffeoRegLib.volumes.regions import Regions, place_regions
 from DiffeoRegLib.volumes.volume import Volume
 from DiffeoRegLib.volumes.working_grid import estimate_memory_bytes, fit_to_memory, working_grid
@@ -53,6 +54,7 @@ def prepare(
     moving_from_fixed: Matrix,
     *,
     regions: Regions | None = None,
+    pathology: Pathology | None = None,
     device: torch.device | str = "cpu",
     memory_limit_bytes: int | None = None,
     memory_of: Callable[[Grid], int] | None = None,
@@ -60,7 +62,7 @@ def prepare(
 ) -> Pair:
     """Two images as a method wants them: on one grid, in [0, 1], moving read through the initial alignment.
 
-    moving_from_fixed: RAS mm 4x4.  regions: how stiff the moving image is, where.
+    moving_from_fixed: RAS mm 4x4.  regions: how stiff the moving image is, where.  pathology: of either.
     memory_limit_bytes: None = settings.memory_limit_gb, or no limit.
     memory_of: what the method needs on a working grid, see `fit_to_memory`.
     check: False if `check_pair` has been called already.
@@ -80,7 +82,11 @@ def prepare(
     pair = read_pair(
         fixed, moving, grid, np.eye(4), matrix, masks, guidance, settings, device=device, notes=notes
     )
-    return pair if regions is None else replace(pair, regions=place_regions(regions, grid, matrix, device))
+    return replace(
+        pair,
+        regions=None if regions is None else place_regions(regions, grid, matrix, device),
+        pathology=None if pathology is None else place_pathology(pathology, grid, np.eye(4), matrix, device),
+    )
 
 
 def read_pair(
