@@ -284,55 +284,6 @@ def test_command_exists(repository: Path) -> None:
     assert callable(getattr(importlib.import_module(module), function))
 
 
-def test_python_of_the_readme_names_what_exists(repository: Path) -> None:
-    blocks = re.findall(
-        r"```python\n(.*?)```", (repository / "README.md").read_text(encoding="utf-8"), re.DOTALL
-    )
-    assert blocks
-    for node in ast.walk(ast.parse("\n".join(blocks))):
-        if isinstance(node, ast.ImportFrom):
-            module = importlib.import_module(str(node.module))
-            assert all(hasattr(module, alias.name) for alias in node.names)
-
-
-def shell_lines(repository: Path) -> list[str]:
-    """Lines of the README that call the command, without their comments."""
-    text = (repository / "README.md").read_text(encoding="utf-8")
-    return [line.split("#")[0] for line in text.splitlines() if line.startswith("diffeoreg ")]
-
-
-def help_of(repository: Path, subcommand: str) -> str:
-    done = run(sys.executable, "-m", "DiffeoRegLib", subcommand, "--help", cwd=repository)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.mark.parametrize(
-    "subcommand", ["register", "apply", "evaluate", "methods", "train", "import-weights"]
-)
-def test_commands_of_the_readme_exist_with_their_flags(repository: Path, subcommand: str) -> None:
-    lines = [line for line in shell_lines(repository) if line.split()[1] == subcommand]
-    assert lines
-    if subcommand == "register":
-        lines.append((repository / "Makefile").read_text(encoding="utf-8").split("demo: $(VENV)/.demo")[1])
-        lines[-1] = lines[-1].split("@echo")[0]
-    flags = set(re.findall(r"(?<=[\s,])--?[a-z][a-z-]*", " ".join(lines))) - {"-m"}
-    shown = help_of(repository, subcommand)
-    assert {flag for flag in flags if not re.search(rf"(?<![\w-]){flag}(?![\w-])", shown)} == set()
-
-
-def test_the_readme_shows_only_commands_that_are_tested(repository: Path) -> None:
-    assert {line.split()[1] for line in shell_lines(repository)} == {
-        "register",
-        "apply",
-        "evaluate",
-        "methods",
-        "shoot",
-        "train",
-        "import-weights",
-    }
-
-
 def test_licence_is_apache_2(repository: Path) -> None:
     text = (repository / "LICENSE.txt").read_text(encoding="utf-8")
     assert "Apache License" in text
@@ -346,16 +297,6 @@ def test_pre_commit_runs_what_make_test_runs(repository: Path) -> None:
     for tool in ("ruff check", "ruff format", "tools/lint_architecture.py", "mypy"):
         assert tool in entries
     assert Path(lint_architecture.__file__) == repository / "tools" / "lint_architecture.py"
-
-
-@pytest.mark.parametrize("page", ["README.md", "Resources/docs/changes.md", "Resources/docs/results.md"])
-def test_links_between_pages_lead_somewhere(repository: Path, page: str) -> None:
-    text = (repository / page).read_text(encoding="utf-8")
-    targets = [t for t in re.findall(r"\]\(([^)#]+)", text) if not t.startswith("http")]
-    assert [t for t in targets if not ((repository / page).parent / t).exists()] == []
-
-
-# --- shipped images -----------------------------------------------------------------------------------------
 
 
 def sample_files(samples: Path) -> list[Path]:
