@@ -138,8 +138,11 @@ class qMRMLNodeComboBox(_OnScene):
         self._row(self._combo)
         self._combo.activated.connect(self._chosen)
 
-    def _setting(kind: Any, name: str, default: Any) -> Any:  # noqa: N805 - used in the class body only
+    _defaults: ClassVar[dict[str, Any]] = {}
+
+    def _setting(kind: Any, name: str, default: Any, kept: dict[str, Any] = _defaults) -> Any:  # noqa: N805 - used in the class body only
         """A property that changes what is listed."""
+        kept[name] = default
 
         def put(self: Any, value: Any) -> None:
             self.__dict__[f"_{name}"] = value
@@ -156,12 +159,20 @@ class qMRMLNodeComboBox(_OnScene):
     nodeTypes = _setting("QStringList", "nodeTypes", [])
     del _setting
 
+    def _given(self, name: str) -> Any:
+        """A setting, read past its property.
+
+        For a widget on its way out PySide6 has once handed out the Property itself in place of its value.
+        """
+        return self.__dict__.get(f"_{name}", self._defaults[name])
+
     def _lists(self, node: Any) -> bool:
-        if node is None or (node.GetHideFromEditors() and not self.showHidden):
+        if node is None or (node.GetHideFromEditors() and not self._given("showHidden")):
             return False
-        exact = node.GetClassName() in self.nodeTypes
-        child = self.showChildNodeTypes and any(node.IsA(kind) for kind in self.nodeTypes)
-        hidden = any(node.IsA(kind) for kind in self.hideChildNodeTypes) and not exact
+        kinds = self._given("nodeTypes")
+        exact = node.GetClassName() in kinds
+        child = self._given("showChildNodeTypes") and any(node.IsA(kind) for kind in kinds)
+        hidden = any(node.IsA(kind) for kind in self._given("hideChildNodeTypes")) and not exact
         return (exact or child) and not hidden and self._passes(node)
 
     def _passes(self, node: Any) -> bool:
@@ -187,12 +198,12 @@ class qMRMLNodeComboBox(_OnScene):
 
     def _fill(self, nodes: list[Any]) -> None:
         self._combo.clear()
-        if self.noneEnabled:
-            self._combo.addItem(self.noneDisplay, "")
+        if self._given("noneEnabled"):
+            self._combo.addItem(self._given("noneDisplay"), "")
         for node in nodes:
             self._combo.addItem(node.GetName() or "", node.GetID())
-        if self.addEnabled:
-            for kind in self.nodeTypes:
+        if self._given("addEnabled"):
+            for kind in self._given("nodeTypes"):
                 self._combo.addItem(f"Create new {self.nodeTypeLabel(kind)}", f"new:{kind}")
 
     def _label(self, kind: str) -> str:
