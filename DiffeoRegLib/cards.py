@@ -71,7 +71,9 @@ class Measured:
 class Card:
     """What a method needs and what it can give; panel, command and console are built from it.
 
-    needs_*: inputs without which it does not run.  citation: printed in the report of every run that used it.
+    needs_*: inputs without which it does not run; needs_pathology_mask: of the fixed or the moving image.
+    citation: printed in the report of every run that used it.
+    appearance_change: beside the motion it finds what changed in intensity, and shows it as volumes.
     time_steps: it has a flow whose number of steps can be chosen, within `steps_range` (first and last
     number worth offering) or as `steps_default`.  trained_steps: how many a model's network was trained with,
     0 = it knows of no steps.

@@ -14,6 +14,11 @@ _LDDMM_PAPER = (
     "Vialard FX, Risser L, Rueckert D, Cotter CJ. Diffeomorphic 3D image registration via geodesic shooting "
     "using an efficient adjoint calculation. Int J Comput Vis 2012;97:229-241."
 )
+_SVF_PAPERS = (
+    "Arsigny V, Commowick O, Pennec X, Ayache N. A log-Euclidean framework for statistics on "
+    "diffeomorphisms. MICCAI 2006; Avants BB et al. Symmetric diffeomorphic image registration "
+    "with cross-correlation. Med Image Anal 2008;12:26-41."
+)
 METHOD_CARDS = (
     Card(
         name="affine",
@@ -28,12 +33,20 @@ METHOD_CARDS = (
         name="svf",
         title="Stationary velocity field (instance optimisation)",
         use="Any pair, no training: symmetric, diffeomorphic, exact inverse.",
-        citation=(
-            "Arsigny V, Commowick O, Pennec X, Ayache N. A log-Euclidean framework for statistics on "
-            "diffeomorphisms. MICCAI 2006; Avants BB et al. Symmetric diffeomorphic image registration "
-            "with cross-correlation. Med Image Anal 2008;12:26-41."
-        ),
+        citation=_SVF_PAPERS,
         symmetric=True,
+    ),
+    Card(
+        name="metamorphosis",
+        title="Motion and change of appearance together (metamorphosis)",
+        use="One image shows a lesion that the other has not: mark it, and get map, change and healthy look.",
+        citation=(
+            "Joshi A, Hong Y. MetaRegNet: Metamorphic image registration using flow-driven residual "
+            f"networks. arXiv:2303.09088, 2023; {_SVF_PAPERS}"
+        ),
+        needs_pathology_mask=True,
+        symmetric=True,
+        appearance_change=True,
     ),
     Card(
         name="vsvf",

@@ -21,6 +21,7 @@ import numpy as np
 
 from DiffeoRegLib.errors import OutputError, OutputExistsError
 from DiffeoRegLib.geodesic_files import SavedGeodesics, write_geodesics
+from DiffeoRegLib.methods.appearance import APPEARANCE, Appearance
 from DiffeoRegLib.report.measure import json_safe
 from DiffeoRegLib.report.page import html_page
 from DiffeoRegLib.report.pictures import Scene, draw
@@ -43,6 +44,10 @@ NAMES = {
     "velocities": "velocities.safetensors",
     "sigma_moving": "sigma_moving.nii.gz",
     "sigma_fixed": "sigma_fixed.nii.gz",
+    "deformed": "deformed.nii.gz",
+    "change": "change.nii.gz",
+    "metamorphic": "metamorphic.nii.gz",
+    "healthy": "healthy.nii.gz",
     "report": "report.json",
     "page": "report.html",
 }
@@ -76,6 +81,10 @@ class Registered(Protocol):
     @property
     def sigma(self) -> tuple[Volume, Volume] | None:
         """The width of the regulariser on the moving and on the fixed grid, mm."""
+
+    @property
+    def appearance(self) -> Appearance | None:
+        """What a pathology changes besides the motion."""
 
     @property
     def report(self) -> dict[str, Any]:
@@ -124,7 +133,8 @@ def write_results(
 ) -> Written:
     """Write transform, inverse, moved image, the report, and what else there is; all or nothing.
 
-    That is moved labels, the geodesic or the velocities of the run, and the width of its regulariser.
+    That is moved labels, the geodesic or the velocities of the run, the width of its regulariser, and the
+    change of appearance.
     check: read both transforms back and compare them.  Older results of the same names are replaced, and
     those this run has no counterpart for are removed, when `overwrite` is set.
     Raises OutputExistsError and OutputError; no partial file is left in any case.
@@ -133,7 +143,9 @@ def write_results(
     started = time.perf_counter()
     transforms = {"transform": stored_form(result.transform), "inverse": stored_form(result.inverse)}
     with staging(folder) as stage:
-        _check_space(stage, [*transforms.values()], [result.moved, moved_labels, *(result.sigma or ())])
+        look = () if result.appearance is None else result.appearance.volumes
+        volumes = [result.moved, moved_labels, *(result.sigma or ()), *look]
+        _check_space(stage, [*transforms.values()], volumes)
         for kind, transform in transforms.items():
             write_transform(transform, stage / NAMES[kind], displacement_grid=fixed.grid)
         write_volume(result.moved, stage / NAMES["moved"])
@@ -145,6 +157,8 @@ def write_results(
             write_velocities(stage / NAMES["velocities"], velocities)
         for kind, sigma in zip(("sigma_moving", "sigma_fixed"), result.sigma or (), strict=False):
             write_volume(sigma, stage / NAMES[kind])
+        for kind, volume in zip(APPEARANCE, look, strict=False):
+            write_volume(volume, stage / NAMES[kind])
         report = dict(result.report)
         report["transform"] = _stored_facts(stage, transforms, result, fixed, moving, check)
         for kind in ("geodesic", "velocities"):

@@ -16,9 +16,11 @@ import torch
 from DiffeoRegLib.catalog import card, check_steps
 from DiffeoRegLib.device import DeviceChoice, choose_device, memory_bytes, set_threads
 from DiffeoRegLib.methods import method_named
+from DiffeoRegLib.methods.appearance import Appearance, appearance
 from DiffeoRegLib.methods.base import Motion, Needs, NetworkMethod, Progress, Report
 from DiffeoRegLib.methods.finish import finish, to_patient
 from DiffeoRegLib.methods.memory import memory_of
+from DiffeoRegLib.methods.metamorphosis import checked_pathology
 from DiffeoRegLib.methods.rdmm import checked_regions
 from DiffeoRegLib.methods.regulariser import sigma_volumes
 from DiffeoRegLib.methods.start import (
@@ -40,6 +42,7 @@ from DiffeoRegLib.space.transform import Transform
 from DiffeoRegLib.volumes.checks import check_pair
 from DiffeoRegLib.volumes.halfway import fixed_space, prepare_halfway
 from DiffeoRegLib.volumes.pair import Correspondence, Masks, Pair
+from DiffeoRegLib.volumes.pathology import Pathology
 from DiffeoRegLib.volumes.prepare import prepare
 from DiffeoRegLib.volumes.regions import Regions
 from DiffeoRegLib.volumes.resample import warp_labels, warp_volume
@@ -72,7 +75,8 @@ class Result:
     initial: the alignment the deformation started from. motion: the velocities, None for a linear method;
     geodesics are kept in it, on the CPU.  working: the grid on which a deformation was sought.
     sigma: width of the regulariser, mm, of a method with geodesics: where the moving image is, and, at the
-    end, where the fixed one is.  report: the numbers, see report.measure.
+    end, where the fixed one is.  appearance: what a pathology changes besides the motion, of a method that
+    finds it.  report: the numbers, see report.measure.
     """
 
     transform: Transform
@@ -84,6 +88,7 @@ class Result:
     report: dict[str, Any]
     sigma: tuple[Volume, Volume] | None = None
     working: Grid | None = None
+    appearance: Appearance | None = None
 
 
 def register(
@@ -96,6 +101,7 @@ def register(
     guidance: Correspondence | None = None,
     evaluation: Correspondence | None = None,
     regions: Regions | None = None,
+    pathology: Pathology | None = None,
     progress: Report | None = None,
 ) -> Result:
     """Register `moving` to `fixed`.
@@ -103,6 +109,7 @@ def register(
     initial: where to start (any transform, fixed -> moving points); settings.init says what is done with it.
     masks: where each image counts.  guidance: correspondences that pull; evaluation: those that judge.
     regions: how stiff which part of the moving image is, for the methods that need it.
+    pathology: what one image shows and the other has nothing for, for the methods that need it.
     progress: called with Progress; raise Cancelled in it to stop.
     Raises InputError (and its kinds) for input that cannot be registered, MemoryLimitError, DeviceError,
     Cancelled.
@@ -114,12 +121,13 @@ def register(
     run = _Run(settings, progress)
     run.notes += check_pair(fixed, moving, masks, guidance, evaluation)
     run.notes += checked_regions(method, regions, moving, settings)
+    run.notes += checked_pathology(method, pathology, fixed, moving, settings)
     run.notes += unused_settings(method, settings)
     needs = run.needs(fixed, moving)
     start = run.align(fixed, moving, masks, initial)
     flow, motion, working, sigma = None, None, None, None
     if method.deformable:
-        pair = run.prepare(fixed, Beside(masks, guidance, regions), start, needs)
+        pair = run.prepare(fixed, Beside(masks, guidance, regions, pathology), start, needs)
         motion, working = run.deform(pair), pair.grid
         with run.phase("integrate", 0.85):
             flow, motion = finish(motion, working, fixed.grid, settings)
@@ -132,16 +140,20 @@ def register(
         moved = warp_volume(moving, transform, fixed.grid, mode=mode, fill=fill)
         labels = moving_labels_of(evaluation, guidance)
         moved_labels = None if labels is None else warp_labels(labels, transform, fixed.grid)
+        look = None if pathology is None else appearance(fixed, moved, transform, pathology)
     with run.phase("measure", 0.93):
         report = measure(
             fixed=fixed, moving=moving, transform=transform, inverse=inverse, settings=settings,
             initial=start.transform, masks=masks, guidance=guidance, evaluation=evaluation, regions=regions,
-            sigma=sigma, device=run.device, seconds=run.seconds, notes=run.notes, citations=run.citations(),
+            sigma=sigma, pathology=pathology, change=None if look is None else look.change,
+            device=run.device, seconds=run.seconds, notes=run.notes, citations=run.citations(),
         )  # fmt: skip
     report["seconds"] = dict(run.seconds)
     report["steps"] = None if flow is None else flow.steps or None
     run.tell("done", 1.0, "finished")
-    return Result(transform, inverse, moved, moved_labels, start.transform, motion, report, sigma, working)
+    return Result(
+        transform, inverse, moved, moved_labels, start.transform, motion, report, sigma, working, look
+    )
 
 
 @dataclass
@@ -204,7 +216,7 @@ class _Run:
         if needs is None:
             return prepare(
                 fixed, start.moving, beside.masks, beside.guidance, self.settings, start.moving_from_fixed,
-                regions=beside.regions, device=device, memory_limit_bytes=limit,
+                regions=beside.regions, pathology=beside.pathology, device=device, memory_limit_bytes=limit,
                 memory_of=memory_of(self.settings), check=start.carried,
             )  # fmt: skip
         if start.carried:

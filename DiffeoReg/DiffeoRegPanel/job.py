@@ -28,7 +28,7 @@ def job_of(request: Request) -> tuple[dict[str, Any], dict[int, str]]:
         "masks": _masks(request),
         "guidance": _matching(request.guidance, request),
         "evaluation": _matching(request.evaluation, request),
-        "pathology": _mask(request.pathology, fixed),
+        "pathology": None if request.pathology is None else {"fixed": _mask(request.pathology, fixed)},
         "regions": regions,
         "stiffness": {
             str(label): request.stiffness.get(entry.key, NORMAL) for label, entry in entries.items()

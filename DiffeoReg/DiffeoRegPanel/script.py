@@ -117,7 +117,8 @@ def command_lines(request: Request) -> list[str]:
             words += [f"--exclude-{side}-mask"] if mask.exclude else []
     words += _segmentation_words(request, left_out)
     words += _region_words(request, left_out)
-    left_out += [name for name in ("pathology", "markups", "models") if getattr(request, name)]
+    words += [] if request.pathology is None else ["--pathology", _file_of(request.pathology.node)]
+    left_out += [name for name in ("markups", "models") if getattr(request, name)]
     comments = ["# The same from a command line, with the nodes saved to these files:"]
     comments += _wrapped(words)
     if left_out:

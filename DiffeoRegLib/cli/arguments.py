@@ -16,6 +16,7 @@ from DiffeoRegLib.cli.geodesic_arguments import (
     region_flags,
     shoot_flags,
 )
+from DiffeoRegLib.cli.pathology_arguments import pathology_flags
 from DiffeoRegLib.cli.training_arguments import (
     IMPORT,
     IMPORT_EXAMPLES,
@@ -56,6 +57,8 @@ Find the transform that brings MOVING onto FIXED and write to OUT:
   moved.nii.gz   the moving image on the fixed grid; moved_seg.nii.gz with --moving-seg
   geodesic.safetensors, sigma_moving.nii.gz, sigma_fixed.nii.gz   with lddmm and rdmm: what
                  `diffeoreg shoot` reads; how wide the regulariser is, mm, at both ends of the way
+  deformed.nii.gz, change.nii.gz, metamorphic.nii.gz, healthy.nii.gz   with metamorphosis: the moving image
+                 deformed, what the lesion adds, their sum, and the patient as if without it
   velocities.safetensors   with --keep-path: what `diffeoreg shoot` reads after a run of transmorph-tvf
   report.json    every number; report.html the same as a page with pictures
 
@@ -71,6 +74,9 @@ examples:
   diffeoreg register a.nii.gz b.nii.gz -o out/ --method rdmm-regions --regions b_parts.nii.gz \\
       --stiffness 3=soft --stiffness 4=0.1,0.4,0.5,0
       label 3 of the moving image bends easily, 4 as its shares of the kernels say, the rest hardly
+  diffeoreg register patient.nii.gz atlas.nii.gz -o out/ --method metamorphosis --pathology tumour.nii.gz \\
+      --pathology-classes 1,4
+      labels 1 and 4 mark what the atlas has not: it is explained by a change of intensity, not by motion
   diffeoreg register a.nii.gz b.nii.gz -o out/ --fixed-seg a_seg.nii.gz --moving-seg b_seg.nii.gz
       the labels are moved along and compared afterwards; they do not guide
   diffeoreg register a.nii.gz b.nii.gz -o out/ --init rigid.tfm
@@ -143,6 +149,7 @@ def _register(commands: argparse._SubParsersAction[Parser]) -> None:
     _what_to_do(parser.add_argument_group("what to do"))
     _extra_inputs(parser.add_argument_group("masks, segmentations, landmarks"))
     region_flags(parser.add_argument_group("regions of the moving image, each with its stiffness"))
+    pathology_flags(parser.add_argument_group("lesions that only one of the images shows"))
     _details(parser.add_argument_group("details (defaults come from preset and effort)"))
     kernel_flags(parser.add_argument_group("regulariser of vsvf, lddmm and rdmm"), _numbers)
     machine = parser.add_argument_group("machine and output")

@@ -23,6 +23,7 @@ from DiffeoRegLib.cli.inputs import (
     read_segmentation,
     settings_from,
 )
+from DiffeoRegLib.cli.pathology_arguments import read_pathology
 from DiffeoRegLib.cli.shoot import shoot
 from DiffeoRegLib.cli.train import train
 from DiffeoRegLib.device import choose_device, memory_bytes, set_threads
@@ -65,7 +66,7 @@ def register(arguments: argparse.Namespace, console: Console) -> None:
     fixed, moving = read_volume(arguments.fixed), read_volume(arguments.moving)
     masks, segmentation = read_masks(arguments), read_segmentation(arguments, moving)
     guidance, evaluation = guidance_and_evaluation(arguments, fixed.grid, moving.grid)
-    regions = read_regions(arguments)
+    regions, pathology = read_regions(arguments), read_pathology(arguments)
     initial = read_transform(initial_file) if initial_file else None
     console.log(f"The transforms will take at most {size_before_run_mb(fixed.grid):.0f} MB on disk.")
     reading_seconds = time.perf_counter() - started
@@ -77,7 +78,7 @@ def register(arguments: argparse.Namespace, console: Console) -> None:
     result = pipeline.register(
         fixed, moving, settings,
         initial=initial, masks=masks, guidance=guidance, evaluation=evaluation, regions=regions,
-        progress=progress,
+        pathology=pathology, progress=progress,
     )  # fmt: skip
     geodesic = saved_geodesics(result, fixed.grid, settings.taper_mm)
     if geodesic is None and result.motion is not None and result.motion.geodesics:

@@ -101,6 +101,8 @@ def evaluate_pairs(arguments: argparse.Namespace, console: Console) -> None:
         raise SettingsError("With --pairs, --init takes a kind of alignment: one file cannot fit all pairs.")
     if card(settings.method).needs_region_labels:
         raise SettingsError(f"A table of pairs names no regions, which '{settings.method}' needs.")
+    if card(settings.method).needs_pathology_mask:
+        raise SettingsError(f"A table of pairs names no pathology, which '{settings.method}' needs.")
     if arguments.output is None:
         raise SettingsError("--pairs needs a folder for its results: -o OUT.")
     folder = Path(arguments.output)

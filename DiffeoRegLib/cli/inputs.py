@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from DiffeoRegLib import catalog
+from DiffeoRegLib.cli.pathology_arguments import check_pathology_flags
 from DiffeoRegLib.errors import InputError, OutputError, OutputExistsError, SettingsError
 from DiffeoRegLib.networks.weights import check_weights
 from DiffeoRegLib.settings import INIT_NETWORK, INITS, Settings
@@ -70,6 +71,7 @@ def check_flags(arguments: argparse.Namespace) -> None:
         raise SettingsError("--guide-with-landmarks needs --landmarks FIXED MOVING.")
     landmark_files(arguments)
     _check_region_flags(arguments)
+    check_pathology_flags(arguments)
     if arguments.keep_path and not catalog.card(arguments.method).time_varying:
         raise SettingsError(
             f"--keep-path is for methods whose velocities change in time, and '{arguments.method}' is none."

@@ -7,6 +7,7 @@ from DiffeoRegLib.errors import UnknownNameError
 from DiffeoRegLib.methods.base import Method
 from DiffeoRegLib.methods.lddmm import LDDMM
 from DiffeoRegLib.methods.learned_momentum import LearnedLDDMM, LearnedRDMM, LearnedVSVF
+from DiffeoRegLib.methods.metamorphosis import Metamorphosis
 from DiffeoRegLib.methods.rdmm import RDMM
 from DiffeoRegLib.methods.sitreg import SITRegMethod
 from DiffeoRegLib.methods.svf import StationaryVelocity
@@ -17,6 +18,7 @@ from DiffeoRegLib.methods.voxelmorph import VoxelMorphMethod
 METHODS: dict[str, type[Method]] = {
     "lddmm": LDDMM,
     "lddmm-network": LearnedLDDMM,
+    "metamorphosis": Metamorphosis,
     "rdmm": RDMM,
     "rdmm-network": LearnedRDMM,
     "sitreg": SITRegMethod,

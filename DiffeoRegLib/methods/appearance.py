@@ -24,6 +24,8 @@ CHANGE_RHO_MM2 = 1.0
 AROUND_MM = 20.0
 """Tissue up to here from the pathology tells how the intensities of both images correspond."""
 FEWEST_VOXELS = 100
+APPEARANCE = ("deformed", "change", "metamorphic", "healthy")
+"""Names of the volumes of an `Appearance`, in their order."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,7 +26,8 @@ import math
 import torch
 from torch import Tensor
 
-from DiffeoRegLib.errors import SettingsError
+from DiffeoRegLib.catalog import Card
+from DiffeoRegLib.errors import InputError, SettingsError
 from DiffeoRegLib.flows.logarithm import unfold
 from DiffeoRegLib.methods.base import Motion, Pair, Report
 from DiffeoRegLib.methods.svf import LEAST_DETERMINANT, StationaryVelocity, plans, tellers
@@ -36,7 +37,8 @@ from DiffeoRegLib.space.field import change_grid
 from DiffeoRegLib.space.filters import gaussian_smooth
 from DiffeoRegLib.space.grid import Grid
 from DiffeoRegLib.space.membrane import membrane
-from DiffeoRegLib.volumes.pathology import PlacedPathology
+from DiffeoRegLib.volumes.pathology import Pathology, PlacedPathology, check_pathology
+from DiffeoRegLib.volumes.volume import Volume
 
 COMPARABLE = ("lncc", "lncc-squared", "mk-lncc", "mse")
 """Similarities of images whose intensities mean the same: only of these the difference is a source."""
@@ -83,6 +85,30 @@ class Metamorphosis(StationaryVelocity):
                 velocity, _ = unfold(velocity, LEAST_DETERMINANT)
             motion, grown = Motion(velocity, level.grid), Motion(given, level.grid)
         return motion
+
+
+def checked_pathology(
+    chosen: Card, pathology: Pathology | None, fixed: Volume, moving: Volume, settings: Settings
+) -> list[str]:
+    """Sentences for the report about the pathology of a run.
+
+    Marks that were given but mark nothing are none: both images count as healthy, which is said.
+    Raises InputError for a pathology that is missing or that the method has no use for, and as
+    `check_pathology` and `check_similarity`.
+    """
+    if not chosen.needs_pathology_mask:
+        if pathology is not None:
+            raise InputError(
+                f"'{chosen.name}' has no use for a pathology: choose metamorphosis, or leave it out."
+            )
+        return []
+    if pathology is None:
+        raise InputError(
+            f"'{chosen.name}' needs to know where the pathology is: a mask or segmentation of it in the "
+            "fixed or in the moving image; without any, choose svf."
+        )
+    check_similarity(settings)
+    return check_pathology(pathology, fixed, moving)
 
 
 def check_similarity(settings: Settings) -> None:

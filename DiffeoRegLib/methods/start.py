@@ -17,6 +17,7 @@ from DiffeoRegLib.space.grid import Grid, Matrix
 from DiffeoRegLib.space.transform import AffineTransform, CompositeTransform, Transform
 from DiffeoRegLib.volumes.halfway import Halves, exchanged_masks, fixed_first, halves_of
 from DiffeoRegLib.volumes.pair import Correspondence, Masks
+from DiffeoRegLib.volumes.pathology import Pathology
 from DiffeoRegLib.volumes.regions import Regions
 from DiffeoRegLib.volumes.resample import warp_labels, warp_volume
 from DiffeoRegLib.volumes.volume import Volume
@@ -48,6 +49,7 @@ class Beside:
     masks: Masks | None
     guidance: Correspondence | None
     regions: Regions | None
+    pathology: Pathology | None = None
 
     def carried(self, start: Start, grid: Grid) -> Beside:
         """The same as the moving image is after the initial alignment."""
@@ -58,7 +60,11 @@ class Beside:
         if regions is not None:
             labels = warp_labels(regions.labels, start.transform, grid)
             regions = dataclasses.replace(regions, labels=labels)
-        return Beside(masks, guidance, regions)
+        pathology = self.pathology
+        if pathology is not None and pathology.moving is not None:
+            labels = warp_labels(pathology.moving, start.transform, grid)
+            pathology = dataclasses.replace(pathology, moving=labels)
+        return Beside(masks, guidance, regions, pathology)
 
 
 def find_start(

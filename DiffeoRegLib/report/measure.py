@@ -18,6 +18,7 @@ import torch
 from DiffeoRegLib import __version__
 from DiffeoRegLib.device import DeviceChoice
 from DiffeoRegLib.report.memory import peak_device_memory_mb, peak_memory_mb
+from DiffeoRegLib.report.pathology import pathology_scores
 from DiffeoRegLib.report.regions import region_scores, sigma_scores
 from DiffeoRegLib.report.scores import (
     displacement_scores,
@@ -31,6 +32,7 @@ from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.grid import Grid
 from DiffeoRegLib.space.transform import AffineTransform, Transform
 from DiffeoRegLib.volumes.pair import Correspondence, Masks
+from DiffeoRegLib.volumes.pathology import Pathology
 from DiffeoRegLib.volumes.regions import Regions
 from DiffeoRegLib.volumes.volume import Volume
 
@@ -51,6 +53,8 @@ def measure(
     evaluation: Correspondence | None = None,
     regions: Regions | None = None,
     sigma: tuple[Volume, Volume] | None = None,
+    pathology: Pathology | None = None,
+    change: Volume | None = None,
     device: DeviceChoice | None = None,
     seconds: Mapping[str, float] | None = None,
     notes: Sequence[str] = (),
@@ -60,6 +64,7 @@ def measure(
 
     initial: the alignment the deformation started from (None: the images as given).
     regions: of the moving image.  sigma: width of the regulariser, mm, in the moving and the fixed image.
+    pathology: of either image.  change: of appearance, on the fixed grid, in intensities of the moving image.
     seconds: per phase.  citations: of what really ran.
     Raises what reading the images through the transforms raises.
     """
@@ -71,7 +76,7 @@ def measure(
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         "settings": dataclasses.asdict(settings),
-        "inputs": _inputs(fixed, moving, masks, guidance, evaluation, regions),
+        "inputs": _inputs(fixed, moving, masks, guidance, evaluation, regions, pathology),
         "device": _device(device),
         "similarity": similarity_scores(fixed, moving, stages, mask),
         "folds": fold_scores(transform, fixed.grid, mask),
@@ -81,6 +86,7 @@ def measure(
         "landmarks": landmark_scores(evaluation, stages),
         "regions": region_scores(regions, transform, fixed.grid),
         "sigma_mm": sigma_scores(sigma),
+        "pathology": pathology_scores(pathology, change, transform, fixed.grid),
         "seconds": dict(seconds or {}),
         "peak_memory_mb": peak_memory_mb(),
         "peak_device_memory_mb": peak_device_memory_mb(device.device if device else None),
@@ -146,6 +152,7 @@ def _inputs(
     guidance: Correspondence | None,
     evaluation: Correspondence | None,
     regions: Regions | None,
+    pathology: Pathology | None,
 ) -> dict[str, Any]:
     inputs: dict[str, Any] = {"fixed": describe(fixed), "moving": describe(moving)}
     if masks is not None:
@@ -169,6 +176,11 @@ def _inputs(
     if regions is not None:
         stiffness = {str(label): value for label, value in regions.stiffness.items()}
         inputs["regions"] = describe(regions.labels) | {"stiffness": stiffness, "rest": regions.rest}
+    if pathology is not None:
+        used = {"classes": pathology.classes, "edge_mm": pathology.edge_mm}
+        for side, labels in (("fixed", pathology.fixed), ("moving", pathology.moving)):
+            if labels is not None:
+                inputs[f"{side}_pathology"] = describe(labels) | used
     return inputs
 
 

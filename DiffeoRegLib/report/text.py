@@ -134,6 +134,23 @@ def deformation_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         moved = report["displacement_mm"]
         rows.append(("Deformation, mean / 95 % / max (mm)", three(moved["deformation"], "{:.2f}")))
         rows.append(("Whole displacement, mean / 95 % / max (mm)", three(moved["whole"], "{:.2f}")))
+    return rows + _pathology_rows(report)
+
+
+def _pathology_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was marked and how it changes the look of the moving image; none without a pathology."""
+    found = report.get("pathology")
+    if found is None:
+        return []
+    rows = []
+    for side in ("fixed", "moving"):
+        if found[f"{side}_mm3"] is not None:
+            rows.append(
+                (f"Pathology of the {side} image (ml)", number(found[f"{side}_mm3"] / 1000, "{:.3g}"))
+            )
+    if found["change"] is not None:
+        change = " / ".join(number(found["change"][key], "{:.4g}") for key in ("mean", "min", "max"))
+        rows.append(("Change of appearance, mean / min / max", change))
     return rows
 
 

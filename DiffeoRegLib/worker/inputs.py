@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from DiffeoRegLib.catalog import card
 from DiffeoRegLib.errors import InputError, UnknownNameError
 from DiffeoRegLib.exchange import Image
 from DiffeoRegLib.settings import Settings
@@ -18,6 +17,7 @@ from DiffeoRegLib.space.sample import tensor_from_array
 from DiffeoRegLib.space.transform import AffineTransform, CompositeTransform, Transform
 from DiffeoRegLib.stiffness import REST, Stiffness
 from DiffeoRegLib.volumes.pair import Correspondence, Masks
+from DiffeoRegLib.volumes.pathology import EDGE_MM, Pathology
 from DiffeoRegLib.volumes.placed import placed
 from DiffeoRegLib.volumes.regions import Regions
 from DiffeoRegLib.volumes.volume import Volume
@@ -114,13 +114,17 @@ def regions_of(job: Mapping[str, Any]) -> Regions | None:
     return Regions(volume_of(image, "regions", labels=True), stiffness, _stiffness(job.get("rest", REST)))
 
 
-def refuse_pathology(job: Mapping[str, Any], method: str) -> None:
-    """Raises InputError for a pathology mask that the chosen method would ignore."""
-    chosen = card(method)
-    if job.get("pathology") is not None and not chosen.needs_pathology_mask:
-        raise InputError(
-            f"'{chosen.title}' has no use for a pathology mask. Remove it, or choose another method."
-        )
+def pathology_of(given: Mapping[str, Any] | None) -> Pathology | None:
+    """The pathology of a job: `fixed` and `moving` Images, `classes`, `edge_mm`; each may be missing."""
+    if not given or (given.get("fixed") is None and given.get("moving") is None):
+        return None
+    classes = given.get("classes")
+    return Pathology(
+        _labels(given.get("fixed"), "fixed pathology"),
+        _labels(given.get("moving"), "moving pathology"),
+        None if classes is None else tuple(int(label) for label in classes),
+        float(given.get("edge_mm", EDGE_MM)),
+    )
 
 
 def _stiffness(given: Any) -> Stiffness:

@@ -14,6 +14,7 @@ from DiffeoRegLib.errors import InputError
 from DiffeoRegLib.exchange import Image
 from DiffeoRegLib.flows.exponential import exp, midpoint_squarings
 from DiffeoRegLib.geodesic_files import SavedGeodesics, reshoot, saved_geodesics
+from DiffeoRegLib.methods.appearance import APPEARANCE
 from DiffeoRegLib.methods.base import Motion, Progress, Report
 from DiffeoRegLib.pipeline import MODES, Result, background_of, register
 from DiffeoRegLib.report.measure import json_safe
@@ -64,7 +65,6 @@ def run(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
 def registration(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
     """Transform, inverse, moved image and report of two images, as the scene keeps them."""
     settings = inputs.settings_of(job.get("settings") or {})
-    inputs.refuse_pathology(job, settings.method)
     FOLLOWED.forget()  # the memory is for the run
     fixed, moving = inputs.volume_of(job["fixed"], "fixed"), inputs.volume_of(job["moving"], "moving")
     result = register(
@@ -74,6 +74,7 @@ def registration(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
         guidance=inputs.correspondence_of(job.get("guidance"), "guidance"),
         evaluation=inputs.correspondence_of(job.get("evaluation"), "evaluation"),
         regions=inputs.regions_of(job),
+        pathology=inputs.pathology_of(job.get("pathology")),
         progress=lambda p: report(Progress(p.phase, COMPUTED * p.fraction, p.message)),
     )  # fmt: skip
     report(Progress("store", COMPUTED, "bringing the transform into the form that Slicer keeps"))
@@ -266,10 +267,19 @@ def _kept(kept: _Kept, wanted: Mapping[str, Any], settings: Settings) -> dict[st
         "initial": _initial(result.initial),
         "moved": kept.moved(settings.interpolation) if wanted.get("moved", True) else None,
         **way,
+        "appearance": _appearance(kept),
         "sigma": _sigma(kept) if wanted.get("regulariser") else None,
         "jacobian": kept.jacobian() if wanted.get("jacobian") and result.motion is not None else None,
         "report": json_safe(report),
     }
+
+
+def _appearance(kept: _Kept) -> dict[str, Image] | None:
+    """Deformed image, change, their sum and the healthy look, on the fixed voxels."""
+    found = kept.result.appearance
+    if found is None:
+        return None
+    return {name: kept.image(volume) for name, volume in zip(APPEARANCE, found.volumes, strict=True)}
 
 
 def _sigma(kept: _Kept) -> dict[str, Image] | None:

@@ -220,7 +220,8 @@ def test_the_command_line_is_one_the_command_takes(full: Request) -> None:
     assert found.init == "by hand.h5"
     assert found.regions == found.fixed_mask
     assert found.rest == "stiff"
-    for word in ("guidance_weight", "extras", "pathology", "stiffness of the segments", "markups", "models"):
+    assert found.pathology == "organs.nii.gz"
+    for word in ("guidance_weight", "extras", "stiffness of the segments", "markups", "models"):
         assert word in text.rpartition("# Not on the command line: ")[2]
 
 

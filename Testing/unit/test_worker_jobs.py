@@ -184,7 +184,7 @@ def test_masks_labels_and_landmarks_reach_the_engine():
         ({"settings": {"efort": "fast"}}, SettingsError, "Did you mean 'effort'"),
         ({"fixed": Image(np.zeros((4, 4, 4, 3)), np.eye(4), "colours")}, InputError, "'colours'"),
         ({"fixed": Image(np.zeros((4, 4, 4)), np.zeros((4, 4)), "flat")}, GeometryError, "'flat'"),
-        ({"pathology": Image(np.zeros((4, 4, 4), np.uint8), np.eye(4))}, InputError, "pathology"),
+        ({"pathology": {"fixed": Image(np.zeros((4, 4, 4), np.uint8), np.eye(4))}}, InputError, "pathology"),
         ({"regions": Image(np.zeros((4, 4, 4), np.uint8), np.eye(4))}, InputError, "regions"),
     ],
 )

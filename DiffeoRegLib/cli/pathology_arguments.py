@@ -1,0 +1,71 @@
+"""The flags of a pathology, and what they name, read from files."""
+
+from __future__ import annotations
+
+import argparse
+
+from DiffeoRegLib import catalog
+from DiffeoRegLib.errors import SettingsError
+from DiffeoRegLib.volumes.files import read_volume
+from DiffeoRegLib.volumes.pathology import EDGE_MM, Pathology
+
+
+def pathology_flags(group: argparse._ArgumentGroup) -> None:
+    """What says where one image shows a lesion."""
+    group.add_argument(
+        "--pathology",
+        metavar="FILE",
+        help="mask, segmentation or label map of the lesion in the fixed image, for the method metamorphosis",
+    )
+    group.add_argument(
+        "--pathology-moving", metavar="FILE", help="the same in the moving image; one side is enough"
+    )
+    group.add_argument(
+        "--pathology-classes",
+        type=_classes,
+        metavar="A,B,..",
+        help="labels that count as pathology, as in 1,4 (default: everything but 0)",
+    )
+    group.add_argument(
+        "--pathology-edge-mm",
+        type=float,
+        metavar="MM",
+        help=f"soft edge around what is marked, 0 for none (default {EDGE_MM:g})",
+    )
+
+
+def check_pathology_flags(arguments: argparse.Namespace) -> None:
+    """Raises SettingsError for flags of a pathology that need one another or the method."""
+    given = arguments.pathology is not None or arguments.pathology_moving is not None
+    options = ("pathology_classes", "pathology_edge_mm")
+    if not given and any(getattr(arguments, name) is not None for name in options):
+        raise SettingsError(
+            "--pathology-classes and --pathology-edge-mm speak of --pathology FILE or --pathology-moving "
+            "FILE, which is missing."
+        )
+    needs = catalog.card(arguments.method).needs_pathology_mask
+    if given and not needs:
+        raise SettingsError(
+            f"The method '{arguments.method}' makes no use of a pathology: metamorphosis does."
+        )
+    if needs and not given:
+        raise SettingsError(
+            f"The method '{arguments.method}' needs --pathology FILE, --pathology-moving FILE, or both."
+        )
+
+
+def read_pathology(arguments: argparse.Namespace) -> Pathology | None:
+    """The pathology of the flags, or None; see `check_pathology_flags`."""
+    files = arguments.pathology, arguments.pathology_moving
+    if files == (None, None):
+        return None
+    fixed, moving = (None if file is None else read_volume(file, labels=True) for file in files)
+    edge_mm = EDGE_MM if arguments.pathology_edge_mm is None else arguments.pathology_edge_mm
+    return Pathology(fixed, moving, arguments.pathology_classes, edge_mm)
+
+
+def _classes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"classes are whole numbers like 1,4, not '{text}'") from None
