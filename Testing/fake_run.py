@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from DiffeoRegLib.device import choose_device
+from DiffeoRegLib.methods.appearance import Appearance
 from DiffeoRegLib.methods.base import Motion
 from DiffeoRegLib.report.measure import measure
 from DiffeoRegLib.settings import Settings
@@ -39,6 +40,7 @@ class FakeResult:
     motion: Motion | None = None
     sigma: tuple[Volume, Volume] | None = None
     working: Grid | None = None
+    appearance: Appearance | None = None
 
 
 def hostile_grid(shape: tuple[int, ...] = (18, 22, 26)) -> Grid:

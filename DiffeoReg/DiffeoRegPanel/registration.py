@@ -37,6 +37,9 @@ BESIDES = {
     "velocities": "DiffeoReg.Velocities",
     "movingRegulariser": "DiffeoReg.MovingRegulariser",
     "fixedRegulariser": "DiffeoReg.FixedRegulariser",
+    "appearanceChange": "DiffeoReg.AppearanceChange",
+    "metamorphicVolume": "DiffeoReg.Metamorphic",
+    "healthyVolume": "DiffeoReg.Healthy",
     "jacobianVolume": "DiffeoReg.Jacobian",
     "reportTable": "DiffeoReg.Report",
 }
@@ -59,6 +62,8 @@ class RegistrationResult:
     velocities that change in time, the node of the first, which knows the others.
     movingRegulariser, fixedRegulariser: width of a geodesic's regulariser, mm, at its start on the moving
     volume and at its end on the fixed one.
+    appearanceChange, metamorphicVolume, healthyVolume: what a lesion adds to the moved volume, their sum, and
+    the fixed volume as if without it.
     segmentations, markups, models: what was carried to the fixed volume, in the order of the request.
     report: see Resources/docs/report.md.  selfCheck: whether Slicer shows what the engine computed.
     """
@@ -67,6 +72,8 @@ class RegistrationResult:
     inverseTransform: Any = None
     movedVolume: Any = None
     appearanceChange: Any = None
+    metamorphicVolume: Any = None
+    healthyVolume: Any = None
     velocity: Any = None
     momentum: Any = None
     velocities: Any = None
@@ -194,6 +201,8 @@ def make_nodes(
         result.velocities = velocities.velocities_node(
             scene, answer["velocities"], name, fixed, moving, parent=parents[1], node=former.get("velocities")
         )
+    if answer.get("appearance") is not None:
+        _appearance(request, answer["appearance"], former, result)
     if answer.get("sigma") is not None:
         _regularisers(request, answer["sigma"], former, result)
     _carry(request, answer, result)
@@ -240,6 +249,21 @@ def _velocity(request: Request, answer: dict[str, Any], scene: Any, parent: Matr
     )
 
 
+def _appearance(
+    request: Request, found: Mapping[str, Image], former: Mapping[str, Any], result: RegistrationResult
+) -> None:
+    """What a lesion adds, the moved volume with it, and the fixed volume without it."""
+    fixed, moving = request.fixed, request.moving
+    for key, kind, words, like in (
+        ("appearanceChange", "change", "appearance change", None),
+        ("metamorphicVolume", "metamorphic", "metamorphic", moving),
+        ("healthyVolume", "healthy", "without pathology", fixed),
+    ):
+        name = f"{fixed.GetName()} {words}"
+        node = volumes.volume_on(fixed, found[kind], name, node=former.get(key), display_like=like)
+        setattr(result, key, node)
+
+
 def _regularisers(
     request: Request, sigma: Mapping[str, Image], former: Mapping[str, Any], result: RegistrationResult
 ) -> None:
@@ -276,7 +300,8 @@ def _carry(request: Request, answer: dict[str, Any], result: RegistrationResult)
 def _made(result: RegistrationResult) -> list[Any]:
     single = (
         result.outputTransform, result.inverseTransform, result.movedVolume, result.appearanceChange,
-        result.velocity, result.momentum, result.velocities, result.jacobianVolume, result.reportTable,
+        result.metamorphicVolume, result.healthyVolume, result.velocity, result.momentum, result.velocities,
+        result.jacobianVolume, result.reportTable,
     )  # fmt: skip
     several = (*result.segmentations, *result.markups, *result.models)
     pieces = [

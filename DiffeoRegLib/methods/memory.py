@@ -1,4 +1,4 @@
-"""What flows of a momentum need to be found: bytes, from sizes alone."""
+"""What flows of a momentum and metamorphoses need to be found: bytes, from sizes alone."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ MAP_BYTES, MAP_BYTES_PER_KERNEL = 900, 210
 """Per voxel of the map: history, right-hand side and its adjoint; and of every regional kernel."""
 STATIONARY_BYTES = 600
 """Per voxel of the map and graph: a velocity's exponential, all squarings."""
+METAMORPHIC_BYTES = {3: 340, 2: 330}
+"""Per working voxel of a metamorphosis: what svf needs, marks and the source between them."""
 GRAPHS = 3
 """So many flows wait for their gradient at once, at most: the longest steps of a first direction."""
 STEPS = 8
 """Of a motion that is not known yet."""
 # Measured on the CPU, 3D, mk-lncc: bytes a voxel of 48 x 56 x 48, all of them voxels of the map, and what
 # this says: vsvf 2290 and 2910; of five steps lddmm 3300 and 3270, rdmm with four kernels 9020 and 8910; of
-# 80 x 96 x 80 with a map of next to nothing, 201 and 210.
+# 80 x 96 x 80 with a map of next to nothing, 201 and 210.  Metamorphosis with marks of both images, each a
+# third of every side long: 306 of 128 x 128 x 128 (svf 284), 312 of 1024 x 1024 (svf 256).
 
 
 def memory_of(settings: Settings) -> Callable[[Grid], int] | None:
@@ -35,6 +38,8 @@ def memory_of(settings: Settings) -> Callable[[Grid], int] | None:
     Raises SettingsError for settings that do not fit.
     """
     chosen = card(settings.method)
+    if chosen.appearance_change:
+        return lambda working: BASE_BYTES + METAMORPHIC_BYTES[working.dim] * working.voxel_count
     if not chosen.kernels or chosen.trained:
         return None
     regional = chosen.method == "rdmm"

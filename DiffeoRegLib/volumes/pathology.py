@@ -144,13 +144,26 @@ def _touches(mark: Tensor, grid: Grid, image: Grid) -> bool:
 
 def covered_share(labels: Volume, image: Volume, classes: tuple[int, ...] | None) -> float:
     """Which share of the object in an image, or of all of it without a background, is marked."""
-    mark = _read(labels, classes, image.grid, None)[0, 0] > 0.5
-    around = background(image)
-    if around is None:
-        return float(mark.float().mean())
-    data = image.data.to(torch.float32)
-    foreground = (data - around.value).abs() > around.tolerance
+    mark, foreground = _read(labels, classes, image.grid, None)[0, 0] > 0.5, _foreground(image)
     return float((mark & foreground).sum()) / max(1.0, float(foreground.sum()))
+
+
+def healthy_tissue(labels: Volume | None, classes: tuple[int, ...] | None, image: Volume) -> Tensor | None:
+    """True at the voxels of an image that are neither marked nor background; None if nothing is marked."""
+    if labels is None:
+        return None
+    mark = _read(labels, classes, image.grid, None)[0, 0] > 0.5
+    return _foreground(image) & ~mark if bool(mark.any()) else None
+
+
+def _foreground(image: Volume) -> Tensor:
+    """True where an image is not its background; everywhere without one."""
+    around, data = background(image), image.data.to(torch.float32)
+    return (
+        torch.ones_like(data, dtype=torch.bool)
+        if around is None
+        else ((data - around.value).abs() > around.tolerance)
+    )
 
 
 def place_pathology(

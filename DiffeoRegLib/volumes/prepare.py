@@ -24,7 +24,7 @@ from DiffeoRegLib.volumes.intensity import (
     resample_affine,
 )
 from DiffeoRegLib.volumes.pair import Correspondence, Masks, Pair
-from DiffeoRegLib.volumes.pathology import Pathology, place_pathology
+from DiffeoRegLib.volumes.pathology import Pathology, healthy_tissue, place_pathology
 from DiffeoRegLib.volumes.regions import Regions, place_regions
 from DiffeoRegLib.volumes.volume import Volume
 from DiffeoRegLib.volumes.working_grid import estimate_memory_bytes, fit_to_memory, working_grid
@@ -80,8 +80,9 @@ def prepare(
         notes += memory_notes
     notes.append(_grid_note(fixed.grid, grid))
     pair = read_pair(
-        fixed, moving, grid, np.eye(4), matrix, masks, guidance, settings, device=device, notes=notes
-    )
+        fixed, moving, grid, np.eye(4), matrix, masks, guidance, settings,
+        pathology=pathology, device=device, notes=notes,
+    )  # fmt: skip
     return replace(
         pair,
         regions=None if regions is None else place_regions(regions, grid, matrix, device),
@@ -99,12 +100,14 @@ def read_pair(
     guidance: Correspondence | None,
     settings: Settings,
     *,
+    pathology: Pathology | None = None,
     device: torch.device | str,
     notes: list[str],
 ) -> Pair:
     """Both images, free of NaN, and what belongs to them on a grid, each read through its own RAS mm 4x4.
 
     What is done to one image does not depend on the other: exchanged images give an exchanged Pair.
+    pathology: left out where intensities are brought to [0, 1], so that tissue of both images looks alike.
     Raises NoOverlapError.
     """
     sides = ((fixed, fixed_from_grid), (moving, moving_from_grid))
@@ -114,9 +117,11 @@ def read_pair(
         for (image, matrix), (mask, exclude) in zip(sides, kept, strict=True)
     ]
     _require_overlap(fixed, moving, grid, (fixed_from_grid, moving_from_grid), weights)
+    ill = pathology or Pathology()
+    tissue = [healthy_tissue(a, ill.classes, b) for a, b in ((ill.fixed, fixed), (ill.moving, moving))]
     images = [
-        _image_on(image, grid, matrix, settings, mask, exclude, device)
-        for (image, matrix), (mask, exclude) in zip(sides, kept, strict=True)
+        _image_on(image, grid, matrix, settings, mask, exclude, healthy, device)
+        for (image, matrix), (mask, exclude), healthy in zip(sides, kept, tissue, strict=True)
     ]
     labels = _labels_on(grid, (fixed_from_grid, moving_from_grid), guidance, device)
     points = _points_on(grid, (fixed_from_grid, moving_from_grid), guidance, device)
@@ -150,14 +155,19 @@ def _image_on(
     settings: Settings,
     mask: Volume | None,
     exclude: bool,
+    healthy: Tensor | None,
     device: torch.device | str,
 ) -> Tensor:
-    """An image on the working grid in [0, 1]; beyond its field of view the edge value goes on."""
+    """An image on the working grid in [0, 1]; beyond its field of view the edge value goes on.
+
+    healthy: where its tissue is, if it has a pathology.
+    """
     window = PRESETS[settings.preset].intensity_window
     if window is None or not _overlaps_window(image, window):
-        inside = None
+        inside = healthy
         if mask is not None and mask.grid.same_as(image.grid):
-            inside = (mask.data != 0) != exclude
+            chosen = (mask.data != 0) != exclude
+            inside = chosen if healthy is None else chosen & healthy
         window = intensity_window(image, inside)
     on_device = Volume(image.data.to(device), image.grid, image.name)
     return normalise(resample_affine(on_device, grid, image_from_grid), window)

@@ -29,6 +29,7 @@ SHOWN = {
     "affine": set(),
     "svf": FLOW,
     "pathological": FLOW | {"pathologyGroup"},
+    "metamorphosis": FLOW | {"pathologyGroup"},
     "regional": (KERNELS - {"kernelWeightsEdit"}) | {"regionsGroup", "wantRegulariser", "integratorCombo"},
     "kernels": KERNELS,
     "vsvf": KERNELS,
