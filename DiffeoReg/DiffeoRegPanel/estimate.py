@@ -23,6 +23,7 @@ ITERATION_SECONDS_PER_MVOX = 0.32  # a velocity for every voxel
 FINE_ITERATION_SECONDS_PER_MVOX = 0.055  # images voxel by voxel, velocity on every second
 MIND_ITERATION_SECONDS_PER_MVOX = 0.40
 SEARCH_SECONDS_PER_MVOX = 0.40  # the search for large displacements
+METAMORPHOSIS_FACTOR = 2.2  # marks and source beside the iterations; more for very large lesions
 INTEGRATE_SECONDS_PER_MVOX = {True: 1.0, False: 0.5}  # with and without dense iterations
 RESAMPLE_SECONDS_PER_MVOX = 0.1
 MEASURE_SECONDS, MEASURE_SECONDS_PER_MVOX, MOST_MEASURED_MVOX = 0.1, 0.75, 3.0
@@ -117,8 +118,9 @@ def estimate(
     elif card.deformable:
         plan = _plan(card, settings, fixed_shape, fixed_spacing)
         dense = plan.dense > 0
+        factor = METAMORPHOSIS_FACTOR if card.appearance_change else 1.0
         seconds += (
-            _refine_seconds(plan, _similarity(settings) == "mind", _dim(fixed_shape))
+            factor * _refine_seconds(plan, _similarity(settings) == "mind", _dim(fixed_shape))
             + PREPARE_SECONDS_PER_MVOX * (fixed_mvox + moving_mvox)
             + INTEGRATE_SECONDS_PER_MVOX[dense] * plan.mvox
             + (plan.network_seconds or 0.0)

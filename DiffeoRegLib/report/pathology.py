@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from DiffeoRegLib.space.grid import Grid
@@ -30,7 +31,8 @@ def pathology_scores(
         "fixed_mm3": None if pathology.fixed is None else voxel_mm3 * float(own.double().sum()),
         "moving_mm3": None if pathology.moving is None else voxel_mm3 * float(carried.double().sum()),
     }
-    return scores | {"change": None if change is None else _change(change.data[(own + carried) > 0])}
+    inside = torch.maximum(own, carried) > 0.5
+    return scores | {"change": None if change is None else _change(change.data[inside])}
 
 
 def _change(inside: Tensor) -> dict[str, float] | None:

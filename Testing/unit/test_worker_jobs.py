@@ -21,6 +21,7 @@ from DiffeoRegLib.space.filters import gaussian_smooth
 from DiffeoRegLib.space.grid import Grid
 from DiffeoRegLib.space.sample import array_from_tensor
 from DiffeoRegLib.space.transform import CompositeTransform, DisplacementTransform
+from DiffeoRegLib.volumes.pathology import Pathology
 from DiffeoRegLib.volumes.volume import Volume
 from DiffeoRegLib.worker import inputs, jobs
 from DiffeoRegLib.worker.cubic import thick_grid
@@ -254,3 +255,24 @@ def test_what_would_fold_at_half_resolution_is_stored_at_full():
         assert folded(kept.forward) == folded(kept.backward) == 0
         assert (kept.forward[0].grid.spacing == (1.0, 1.0, 1.0)) is full
         assert any("full resolution" in note for note in kept.notes) is full
+
+
+def test_a_pathology_gives_four_volumes_under_one_key():
+    fixed, moving = pair()
+    lesion = torch.zeros(fixed.grid.shape, dtype=torch.int32)
+    lesion[5:11, 6:12, 7:13] = 3
+    marks = Volume(lesion, fixed.grid, "tumour", is_labels=True)
+    given = {"fixed": image(marks), "classes": [3], "edge_mm": 1.0}
+    settings = {**QUICK, "method": "metamorphosis"}
+    answer = jobs.run(registration(settings, pathology=given), silent)
+    direct = register(
+        fixed, moving, inputs.settings_of(settings), pathology=Pathology(marks, classes=(3,), edge_mm=1.0)
+    )
+    assert set(answer["appearance"]) == {"deformed", "change", "metamorphic", "healthy"}
+    for name, found in answer["appearance"].items():
+        np.testing.assert_allclose(found.world_from_voxel, fixed.grid.world_from_voxel)
+        expected = array_from_tensor(getattr(direct.appearance, name).data)
+        np.testing.assert_allclose(found.array, expected, atol=1e-4)
+    assert np.abs(answer["appearance"]["change"].array).max() > 0
+    assert answer["report"]["pathology"]["fixed_mm3"] > 0
+    assert jobs.run(registration(), silent)["appearance"] is None

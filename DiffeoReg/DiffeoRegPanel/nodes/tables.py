@@ -74,6 +74,7 @@ def rows_of(
         *_inverse_rows(report),
         *_displacement_rows(report.get("displacement_mm")),
         *_region_rows(report.get("regions"), region_names or {}),
+        *_pathology_rows(report.get("pathology")),
         *_cost_rows(report),
         *(Row("Note", after=_one_line(note)) for note in report.get("notes") or ()),
         *(Row("Please cite", after=_one_line(source)) for source in report.get("citations") or ()),
@@ -174,6 +175,17 @@ def _displacement_rows(moved: Mapping[str, Any] | None) -> Iterator[Row]:
     if moved:
         yield from _length_rows("Displacement", moved["whole"], "{:.2f}")
         yield from _length_rows("Displacement without the affine part", moved["deformation"], "{:.2f}")
+
+
+def _pathology_rows(scores: Mapping[str, Any] | None) -> Iterator[Row]:
+    if not scores:
+        return
+    for side in ("fixed", "moving"):
+        if scores[f"{side}_mm3"] is not None:
+            volume = _number(scores, f"{side}_mm3", "{:.0f}")
+            yield Row(f"Pathology of the {side} volume", after=volume, unit="mm3")
+    for key in ("mean", "min", "max") if scores["change"] else ():
+        yield Row(f"Change of appearance, {key}", after=_number(scores["change"], key, "{:.4g}"))
 
 
 def _region_rows(regions: Mapping[str, Any] | None, names: Mapping[int, str]) -> Iterator[Row]:
