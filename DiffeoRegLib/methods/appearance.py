@@ -16,6 +16,7 @@ from DiffeoRegLib.errors import ShapeError
 from DiffeoRegLib.losses.source import box_of, smooth_source
 from DiffeoRegLib.space.grid import Grid
 from DiffeoRegLib.space.transform import Transform
+from DiffeoRegLib.volumes.intensity import finite
 from DiffeoRegLib.volumes.pathology import Pathology, carried_marks
 from DiffeoRegLib.volumes.volume import Volume
 
@@ -67,6 +68,7 @@ def appearance(
     """
     if moved.grid.shape != fixed.grid.shape or (source is not None and source.shape != fixed.data.shape):
         raise ShapeError("The moved image and the source are needed on the grid of the fixed image.")
+    fixed, moved = finite(fixed), finite(moved)  # one NaN would spread over all of the source
     own, carried = carried_marks(pathology, transform, fixed.grid)
     marks = own + carried - own * carried
     scale, offset = matched(fixed, moved, marks)

@@ -88,3 +88,15 @@ def test_intensities_are_matched_in_healthy_tissue_only():
 def test_flat_tissue_keeps_its_scale():
     flat = Volume(torch.full(SHAPE, 5.0), GRID, "flat")
     assert matched(flat, flat, torch.zeros(SHAPE)) == (1.0, 0.0)
+
+
+def test_values_that_are_no_numbers_do_not_spread():
+    healthy, patient, marks = scene()
+    expected = appearance(patient, healthy, SAME, Pathology(marks))
+    patient.data[12, 15] = float("nan")
+    patient.data[0, 0] = float("inf")
+    found = appearance(patient, healthy, SAME, Pathology(marks))
+    assert all(bool(torch.isfinite(volume.data).all()) for volume in found.volumes)
+    far = marks.data == 0
+    far[0, 0] = False
+    torch.testing.assert_close(found.healthy.data[far], expected.healthy.data[far], atol=3.0, rtol=0)
