@@ -19,6 +19,8 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 INTERPOLATIONS = ("linear", "cubic")
 KERNEL_UNITS = ("box", "mm")
 INTEGRATORS = ("rk4", "dopri5")
+PATHOLOGY_EDGE_MM = 4.0
+"""Soft edge around a marked pathology."""
 POSITIVE = (
     "working_spacing_mm", "window_vox", "update_sigma", "regularity", "memory_limit_gb", "preweight_sigma",
 )  # fmt: skip

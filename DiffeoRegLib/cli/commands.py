@@ -19,11 +19,11 @@ from DiffeoRegLib.cli.inputs import (
     check_target,
     guidance_and_evaluation,
     read_masks,
+    read_pathology,
     read_regions,
     read_segmentation,
     settings_from,
 )
-from DiffeoRegLib.cli.pathology_arguments import read_pathology
 from DiffeoRegLib.cli.shoot import shoot
 from DiffeoRegLib.cli.train import train
 from DiffeoRegLib.device import choose_device, memory_bytes, set_threads

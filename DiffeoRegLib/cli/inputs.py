@@ -10,10 +10,11 @@ from DiffeoRegLib import catalog
 from DiffeoRegLib.cli.pathology_arguments import check_pathology_flags
 from DiffeoRegLib.errors import InputError, OutputError, OutputExistsError, SettingsError
 from DiffeoRegLib.networks.weights import check_weights
-from DiffeoRegLib.settings import INIT_NETWORK, INITS, Settings
+from DiffeoRegLib.settings import INIT_NETWORK, INITS, PATHOLOGY_EDGE_MM, Settings
 from DiffeoRegLib.space.grid import Grid, Matrix
 from DiffeoRegLib.volumes.files import read_points, read_volume
 from DiffeoRegLib.volumes.pair import Correspondence, Masks
+from DiffeoRegLib.volumes.pathology import Pathology
 from DiffeoRegLib.volumes.regions import Regions
 from DiffeoRegLib.volumes.volume import Volume
 
@@ -88,6 +89,16 @@ def read_regions(arguments: argparse.Namespace) -> Regions | None:
         return None
     rest = {} if arguments.rest is None else {"rest": arguments.rest}
     return Regions(read_volume(arguments.regions, labels=True), dict(arguments.stiffness), **rest)
+
+
+def read_pathology(arguments: argparse.Namespace) -> Pathology | None:
+    """The pathology of the flags, or None; see `check_pathology_flags`."""
+    files = arguments.pathology, arguments.pathology_moving
+    if files == (None, None):
+        return None
+    fixed, moving = (None if file is None else read_volume(file, labels=True) for file in files)
+    edge_mm = PATHOLOGY_EDGE_MM if arguments.pathology_edge_mm is None else arguments.pathology_edge_mm
+    return Pathology(fixed, moving, arguments.pathology_classes, edge_mm)
 
 
 def _check_region_flags(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The flags of a pathology, and what they name, read from files."""
+"""The flags of a pathology. No torch: the help of the command needs none."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import argparse
 
 from DiffeoRegLib import catalog
 from DiffeoRegLib.errors import SettingsError
-from DiffeoRegLib.volumes.files import read_volume
-from DiffeoRegLib.volumes.pathology import EDGE_MM, Pathology
+from DiffeoRegLib.settings import PATHOLOGY_EDGE_MM
 
 
 def pathology_flags(group: argparse._ArgumentGroup) -> None:
@@ -30,7 +29,7 @@ def pathology_flags(group: argparse._ArgumentGroup) -> None:
         "--pathology-edge-mm",
         type=float,
         metavar="MM",
-        help=f"soft edge around what is marked, 0 for none (default {EDGE_MM:g})",
+        help=f"soft edge around what is marked, 0 for none (default {PATHOLOGY_EDGE_MM:g})",
     )
 
 
@@ -52,16 +51,6 @@ def check_pathology_flags(arguments: argparse.Namespace) -> None:
         raise SettingsError(
             f"The method '{arguments.method}' needs --pathology FILE, --pathology-moving FILE, or both."
         )
-
-
-def read_pathology(arguments: argparse.Namespace) -> Pathology | None:
-    """The pathology of the flags, or None; see `check_pathology_flags`."""
-    files = arguments.pathology, arguments.pathology_moving
-    if files == (None, None):
-        return None
-    fixed, moving = (None if file is None else read_volume(file, labels=True) for file in files)
-    edge_mm = EDGE_MM if arguments.pathology_edge_mm is None else arguments.pathology_edge_mm
-    return Pathology(fixed, moving, arguments.pathology_classes, edge_mm)
 
 
 def _classes(text: str) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from DiffeoRegLib.errors import InputError, SettingsError
+from DiffeoRegLib.settings import PATHOLOGY_EDGE_MM
 from DiffeoRegLib.space.filters import gaussian_smooth
 from DiffeoRegLib.space.grid import Grid, Matrix
 from DiffeoRegLib.space.sample import array_from_tensor
@@ -24,7 +25,7 @@ from DiffeoRegLib.volumes.intensity import background, inside_field_of_view, res
 from DiffeoRegLib.volumes.resample import warp_volume
 from DiffeoRegLib.volumes.volume import Volume
 
-EDGE_MM = 4.0
+EDGE_MM = PATHOLOGY_EDGE_MM
 ALL_COVERED = 0.98
 """From this share of an image on, too little healthy tissue is left to say where anything went."""
 MOST_COVERED = 0.5
