@@ -75,3 +75,15 @@ def bench(scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     opened = slicerbench.Bench(core.boot(), tmp_path / "slicer")
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A Runner that stays warm for all runs of a file, and leaves nothing behind."""
+    from DiffeoRegPanel.runner import Runner
+
+    folder = tmp_path_factory.mktemp("worker")
+    made = Runner(temporary=folder, keep_warm_seconds=120)
+    yield made
+    made.close()
+    assert list(folder.iterdir()) == []

@@ -19,7 +19,6 @@ from DiffeoRegPanel.path import Path as Way
 from DiffeoRegPanel.path import sequence_along, shot_again
 from DiffeoRegPanel.registration import Registration
 from DiffeoRegPanel.request import Outputs, Region, Request
-from DiffeoRegPanel.runner import Runner
 from Testing.slicer import test_registration as runs
 from Testing.slicer.test_nodes_volumes import reloaded
 
@@ -28,15 +27,6 @@ QUICK = Settings(
     working_spacing_mm=2.0, kernel_sigmas=(0.1, 0.15, 0.2, 0.4), preweight_sigma=0.1,
 )  # fmt: skip
 ALL = {"want_regulariser": True, "storage": "full"}
-
-
-@pytest.fixture(scope="module")
-def runner(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("worker")
-    made = Runner(temporary=folder, keep_warm_seconds=120)
-    yield made
-    made.close()
-    assert list(folder.iterdir()) == []
 
 
 @pytest.fixture

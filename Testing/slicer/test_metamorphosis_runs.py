@@ -10,7 +10,6 @@ from DiffeoRegLib.errors import InputError
 from DiffeoRegLib.settings import Settings
 from DiffeoRegPanel.nodes.volumes import array_of, world_from_voxel
 from DiffeoRegPanel.request import Outputs, Region, Request
-from DiffeoRegPanel.runner import Runner
 from Testing.slicer import test_registration as runs
 
 QUICK = Settings(
@@ -18,15 +17,6 @@ QUICK = Settings(
     working_spacing_mm=2.0, similarity="lncc",
 )  # fmt: skip
 LOOK = ("appearanceChange", "metamorphicVolume", "healthyVolume")
-
-
-@pytest.fixture(scope="module")
-def runner(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("worker")
-    made = Runner(temporary=folder, keep_warm_seconds=120)
-    yield made
-    made.close()
-    assert list(folder.iterdir()) == []
 
 
 @pytest.fixture

@@ -20,19 +20,9 @@ from DiffeoRegPanel.path import Path as FlowPath
 from DiffeoRegPanel.path import sequence_along
 from DiffeoRegPanel.registration import Registration, all_or_nothing
 from DiffeoRegPanel.request import Matching, Outputs, Region, Request
-from DiffeoRegPanel.runner import Runner
 
 SAMPLES = Path(__file__).resolve().parents[2] / "Resources" / "SampleData" / "hippocampus"
 FAST = Settings(preset="brain-mr", effort="fast", device="cpu", threads=1)
-
-
-@pytest.fixture(scope="module")
-def runner(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("worker")
-    made = Runner(temporary=folder, keep_warm_seconds=120)
-    yield made
-    made.close()
-    assert list(folder.iterdir()) == []
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from DiffeoRegPanel.path import Path as Way
 from DiffeoRegPanel.path import positions_of, sequence_along, shot_again
 from DiffeoRegPanel.registration import Registration
 from DiffeoRegPanel.request import Outputs, Request
-from DiffeoRegPanel.runner import Runner
 from Testing.slicer import mrml_cases as cases
 from Testing.slicer import test_registration as runs
 from Testing.slicer.test_geodesic_runs import folder_of, named, put_in_folder
@@ -28,15 +27,6 @@ from Testing.slicer.test_nodes_volumes import reloaded
 from Testing.velocity_cases import FIELDS, network_weights
 
 FULL = {"storage": "full"}
-
-
-@pytest.fixture(scope="module")
-def runner(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("worker")
-    made = Runner(temporary=folder, keep_warm_seconds=120)
-    yield made
-    made.close()
-    assert list(folder.iterdir()) == []
 
 
 @pytest.fixture(scope="module")
