@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from DiffeoRegLib.errors import FileFormatError
 
@@ -31,6 +31,26 @@ def read_state(path: Path, key: str, whose: str) -> Mapping[str, Tensor]:
             f"{path} holds no '{key}': it is not a checkpoint of the {whose} authors' code."
         )
     return state
+
+
+def load_published(
+    network: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str], what: str
+) -> None:
+    """Gives a network the numbers of a published state.
+
+    names: of its own tensors to those of the state, which has them all.  what: the kind of network, for the
+    sentence.  Raises FileFormatError for a wrong shape, or a value that is not finite.
+    """
+    own = {mine: state[theirs] for mine, theirs in names.items()}
+    for name, value in network.state_dict().items():
+        if own[name].shape != value.shape:
+            raise FileFormatError(
+                f"'{names[name]}' is {tuple(own[name].shape)} in these weights, but {tuple(value.shape)} in "
+                f"the {what} network their other sizes describe."
+            )
+        if not bool(own[name].isfinite().all()):
+            raise FileFormatError(f"'{names[name]}' holds values that are not finite; the file is damaged.")
+    network.load_state_dict(own)
 
 
 def count_of(state: Mapping[str, Tensor], pattern: str) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from DiffeoRegLib.errors import FileFormatError
-from DiffeoRegLib.networks.checkpoints import count_of, listed, read_state
+from DiffeoRegLib.networks.checkpoints import count_of, listed, load_published, read_state
 from DiffeoRegLib.networks.pyramid import Order, PyramidConfig
 from DiffeoRegLib.networks.sitreg import SITReg
 from DiffeoRegLib.networks.sitreg_options import SITRegOptions
@@ -62,16 +62,7 @@ def import_published(
     network = SITReg(config, options)
     names = dict(published_names(config))
     _check_names(state, set(names.values()), config)
-    own = {mine: state[theirs] for mine, theirs in names.items()}
-    for name, value in network.state_dict().items():
-        if own[name].shape != value.shape:
-            raise FileFormatError(
-                f"'{names[name]}' is {tuple(own[name].shape)} in these weights, but {tuple(value.shape)} in "
-                "the SITReg network their other sizes describe."
-            )
-        if not bool(own[name].isfinite().all()):
-            raise FileFormatError(f"'{names[name]}' holds values that are not finite; the file is damaged.")
-    network.load_state_dict(own)
+    load_published(network, state, names, "SITReg")
     return network.eval()
 
 

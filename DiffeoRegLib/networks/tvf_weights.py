@@ -19,7 +19,7 @@ from torch import Tensor
 
 from DiffeoRegLib.errors import DiffeoRegError, FileFormatError
 from DiffeoRegLib.flows.time_varying import Order
-from DiffeoRegLib.networks.checkpoints import count_of, listed, read_state
+from DiffeoRegLib.networks.checkpoints import count_of, listed, load_published, read_state
 from DiffeoRegLib.networks.tvf import TransMorphTVF, TVFConfig, TVFOptions
 from DiffeoRegLib.networks.windows import resized_table, window_pairs
 from DiffeoRegLib.space.sample import identity_vox
@@ -69,16 +69,7 @@ def import_published_tvf(
     network = TransMorphTVF(config, options)
     names = dict(published_tvf_names(config))
     _check_names(state, set(names.values()), config)
-    own = {mine: state[theirs] for mine, theirs in names.items()}
-    for name, value in network.state_dict().items():
-        if own[name].shape != value.shape:
-            raise FileFormatError(
-                f"'{names[name]}' is {tuple(own[name].shape)} in these weights, but {tuple(value.shape)} in "
-                "the TransMorph-TVF network their other sizes describe."
-            )
-        if not bool(own[name].isfinite().all()):
-            raise FileFormatError(f"'{names[name]}' holds values that are not finite; the file is damaged.")
-    network.load_state_dict(own)
+    load_published(network, state, names, "TransMorph-TVF")
     return network.eval()
 
 
