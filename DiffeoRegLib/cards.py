@@ -71,7 +71,8 @@ class Measured:
 class Card:
     """What a method needs and what it can give; panel, command and console are built from it.
 
-    needs_*: inputs without which it does not run; needs_pathology_mask: of the fixed or the moving image.
+    needs_*: inputs without which it does not run; needs_pathology_mask: marks of the fixed or moving image,
+    without which it runs as if both were healthy, and says so.
     citation: printed in the report of every run that used it.
     appearance_change: beside the motion it finds what changed in intensity, and shows it as volumes.
     time_steps: it has a flow whose number of steps can be chosen, within `steps_range` (first and last
@@ -80,7 +81,7 @@ class Card:
     refinable: iterations and regularity of the instance optimisation can be set.
     weights: files without which it does not run; empty for a method that was not trained.
     method: name of the engine's method; empty = the card's name.
-    network: name of the network that its weights are for; empty = that of the method.
+    networks: names of the networks that its weights may be of; empty = that of the method.
     version, modality, anatomy, training_data, training_licence: of a trained model, in words.
     spacing_mm: voxel size that the trained network works at.  measured: what the network needed.
     halfway: both images meet in the middle, so that exchanging them exchanges the results exactly.
@@ -118,7 +119,7 @@ class Card:
     measured: Measured | None = None
     halfway: bool = False
     own_weights: bool = False
-    network: str = ""
+    networks: tuple[str, ...] = ()
     kernels: bool = False
     geodesic: bool = False
     time_varying: bool = False
@@ -126,8 +127,8 @@ class Card:
     def __post_init__(self) -> None:
         if not self.method:
             object.__setattr__(self, "method", self.name)
-        if not self.network:
-            object.__setattr__(self, "network", self.method)
+        if not self.networks:
+            object.__setattr__(self, "networks", (self.method,))
         if self.own_weights and self.weights:
             raise SettingsError(f"'{self.name}' runs with the user's weights, so it cannot have its own.")
         spacing = self.spacing_mm

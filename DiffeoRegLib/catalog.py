@@ -87,9 +87,10 @@ class Model:
             weights=(self.weights,), method=self.method, version=self.version, modality=self.modality,
             anatomy=self.anatomy, spacing_mm=self.spacing_mm, training_data=self.training_data.description,
             training_licence=self.training_data.licence, measured=self.measured, halfway=method.halfway,
-            deformable=method.deformable, network=method.network, kernels=method.kernels,
+            deformable=method.deformable, networks=method.networks, kernels=method.kernels,
             geodesic=method.geodesic, steps_range=method.steps_range, steps_default=method.steps_default,
             trained_steps=self.trained_steps, time_varying=method.time_varying,
+            needs_pathology_mask=method.needs_pathology_mask, appearance_change=method.appearance_change,
         )  # fmt: skip
 
 

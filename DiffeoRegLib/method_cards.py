@@ -98,14 +98,28 @@ METHOD_CARDS = (
     ),
     Card(
         name="voxelmorph",
-        title="VoxelMorph-diff with weights of your own",
-        use="A network that you trained (diffeoreg train), from fixed to moving: for comparison with SITReg.",
+        title="VoxelMorph with weights of your own",
+        use="A network that you trained (diffeoreg train), plain or -diff, from fixed to moving: to compare.",
         citation=(
             "Dalca AV, Balakrishnan G, Guttag J, Sabuncu MR. Unsupervised learning of probabilistic "
-            "diffeomorphic registration for images and surfaces. Med Image Anal 2019;57:226-236."
+            "diffeomorphic registration for images and surfaces. Med Image Anal 2019;57:226-236; "
+            "Balakrishnan G, Zhao A, Sabuncu MR, Guttag J, Dalca AV. VoxelMorph: A learning framework "
+            "for deformable medical image registration. IEEE Trans Med Imaging 2019;38:1788-1800."
         ),
         own_weights=True,
-        network="voxelmorph-diff",
+        networks=("voxelmorph-diff", "voxelmorph"),
+    ),
+    Card(
+        name="metaregnet",
+        title="MetaRegNet with weights of your own",
+        use="A network that you trained (diffeoreg train): motion and change of a lesion that you marked.",
+        citation=(
+            "Joshi A, Hong Y. MetaRegNet: Metamorphic image registration using flow-driven residual "
+            "networks. arXiv:2303.09088, 2023."
+        ),
+        needs_pathology_mask=True,
+        appearance_change=True,
+        own_weights=True,
     ),
     Card(
         name="transmorph-tvf",

@@ -18,7 +18,7 @@ from DiffeoRegLib.device import DeviceChoice, choose_device, memory_bytes, set_t
 from DiffeoRegLib.methods import method_named
 from DiffeoRegLib.methods.appearance import Appearance, appearance
 from DiffeoRegLib.methods.base import Motion, Needs, NetworkMethod, Progress, Report
-from DiffeoRegLib.methods.finish import finish, to_patient
+from DiffeoRegLib.methods.finish import finish, source_on, to_patient
 from DiffeoRegLib.methods.memory import memory_of
 from DiffeoRegLib.methods.metamorphosis import checked_pathology
 from DiffeoRegLib.methods.rdmm import checked_regions
@@ -125,7 +125,7 @@ def register(
     run.notes += unused_settings(method, settings)
     needs = run.needs(fixed, moving)
     start = run.align(fixed, moving, masks, initial)
-    flow, motion, working, sigma = None, None, None, None
+    flow, motion, working, sigma, source = None, None, None, None, None
     if method.deformable:
         pair = run.prepare(fixed, Beside(masks, guidance, regions, pathology), start, needs)
         motion, working = run.deform(pair), pair.grid
@@ -134,13 +134,16 @@ def register(
             run.notes += flow.notes
             if motion.geodesics:
                 sigma = sigma_volumes(motion.geodesics, start.transform, fixed.grid, moving.grid)
+            source = source_on(fixed.grid, motion, pair)
     transform, inverse = to_patient(flow, start.transform, None if start.carried else start.halves)
     with run.phase("resample", 0.9):
         mode, fill = MODES[settings.interpolation], background_of(moving)
         moved = warp_volume(moving, transform, fixed.grid, mode=mode, fill=fill)
         labels = moving_labels_of(evaluation, guidance)
         moved_labels = None if labels is None else warp_labels(labels, transform, fixed.grid)
-        look = None if pathology is None else appearance(fixed, moved, transform, pathology)
+        look = None
+        if pathology is not None:
+            look = appearance(fixed, moved, transform, pathology, source=source)
     with run.phase("measure", 0.93):
         report = measure(
             fixed=fixed, moving=moving, transform=transform, inverse=inverse, settings=settings,
@@ -217,7 +220,7 @@ class _Run:
             return prepare(
                 fixed, start.moving, beside.masks, beside.guidance, self.settings, start.moving_from_fixed,
                 regions=beside.regions, pathology=beside.pathology, device=device, memory_limit_bytes=limit,
-                memory_of=memory_of(self.settings), check=start.carried,
+                memory_of=memory_of(self.settings, fixed.grid.voxel_count), check=start.carried,
             )  # fmt: skip
         if start.carried:
             self.notes += check_pair(fixed, start.moving, beside.masks, beside.guidance)
@@ -225,7 +228,7 @@ class _Run:
         return prepare_halfway(
             fixed, start.moving, beside.masks, beside.guidance, self.settings, halves,
             network_mm=needs.spacing_mm, refined=needs.refined, network_bytes=needs.memory_bytes,
-            device=device, memory_limit_bytes=limit,
+            pathology=beside.pathology, device=device, memory_limit_bytes=limit,
         )  # fmt: skip
 
     def deform(self, pair: Pair) -> Motion:

@@ -22,7 +22,8 @@ from DiffeoRegLib import catalog
 from DiffeoRegLib.errors import DiffeoRegError, InputError
 from DiffeoRegLib.networks.tvf import TransMorphTVF
 from DiffeoRegLib.networks.weights import Stored, network_of, network_spacing_mm, read_weights
-from DiffeoRegLib.training.checkpoint import replace_file, write_checkpoint
+from DiffeoRegLib.training.checkpoint import write_checkpoint
+from DiffeoRegLib.whole_file import replace_file
 
 RESOURCES = Path(__file__).resolve().parents[1] / "DiffeoRegLib" / "Resources"
 """Of the checkout this file lies in, whichever DiffeoReg is installed."""
@@ -87,7 +88,7 @@ def _take(source: Path, given: argparse.Namespace, entry: dict[str, Any], target
     if not licence or not version:
         raise InputError("New weights need their --licence and a --version.")
     network = stored.description["network"]["name"]
-    methods = [card.name for card in catalog.METHOD_CARDS if card.own_weights and card.network == network]
+    methods = [card.name for card in catalog.METHOD_CARDS if card.own_weights and network in card.networks]
     if not methods:
         raise InputError(f"'{source}' holds weights of '{network}', which no method runs.")
     entry["method"] = methods[0]

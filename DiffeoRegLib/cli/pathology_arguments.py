@@ -14,7 +14,8 @@ def pathology_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--pathology",
         metavar="FILE",
-        help="mask, segmentation or label map of the lesion in the fixed image, for the method metamorphosis",
+        help="mask, segmentation or label map of the lesion in the fixed image, for metamorphosis and "
+        "metaregnet; without any, both images count as healthy",
     )
     group.add_argument(
         "--pathology-moving", metavar="FILE", help="the same in the moving image; one side is enough"
@@ -34,7 +35,7 @@ def pathology_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def check_pathology_flags(arguments: argparse.Namespace) -> None:
-    """Raises SettingsError for flags of a pathology that need one another or the method."""
+    """Raises SettingsError for flags of a pathology that need one another, or that the method ignores."""
     given = arguments.pathology is not None or arguments.pathology_moving is not None
     options = ("pathology_classes", "pathology_edge_mm")
     if not given and any(getattr(arguments, name) is not None for name in options):
@@ -42,14 +43,9 @@ def check_pathology_flags(arguments: argparse.Namespace) -> None:
             "--pathology-classes and --pathology-edge-mm speak of --pathology FILE or --pathology-moving "
             "FILE, which is missing."
         )
-    needs = catalog.card(arguments.method).needs_pathology_mask
-    if given and not needs:
+    if given and not catalog.card(arguments.method).needs_pathology_mask:
         raise SettingsError(
-            f"The method '{arguments.method}' makes no use of a pathology: metamorphosis does."
-        )
-    if needs and not given:
-        raise SettingsError(
-            f"The method '{arguments.method}' needs --pathology FILE, --pathology-moving FILE, or both."
+            f"The method '{arguments.method}' makes no use of a pathology: metamorphosis and metaregnet do."
         )
 
 

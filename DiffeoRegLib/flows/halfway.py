@@ -19,6 +19,7 @@ from DiffeoRegLib.flows.integrate import (
     LEAST_DETERMINANT,
     TAPER_PER_MM,
     Flow,
+    fitted,
     tapered,
 )
 from DiffeoRegLib.flows.inversion import invert
@@ -66,9 +67,12 @@ def join(
     squarings = midpoint_squarings(velocity_vox) if steps == "auto" else math.ceil(math.log2(steps))
     if moves and steps != "auto":
         flows = [exp(velocity_vox, squarings, first_step=2, time=time) for time in TIMES]
-    forward = _through(first, flows.pop(0) if moves else None, second)
-    inverse = _through(second, flows.pop(0) if moves else None, first)
-    forward, inverse = make_consistent(forward, inverse, CONSISTENT_ROUNDS)
+    if not moves and (_at_rest(first) or _at_rest(second)):
+        forward, inverse = _one_way(first, second), _one_way(second, first)
+    else:
+        forward = _through(first, flows.pop(0) if moves else None, second)
+        inverse = _through(second, flows.pop(0) if moves else None, first)
+        forward, inverse = make_consistent(forward, inverse, CONSISTENT_ROUNDS)
     forward, rounds_forward = unfold_map(forward, LEAST_DETERMINANT)
     inverse, rounds_inverse = unfold_map(inverse, LEAST_DETERMINANT)
     rounds += rounds_first + rounds_second + rounds_forward + rounds_inverse
@@ -77,13 +81,22 @@ def join(
     return Flow(forward, inverse, velocity_vox, wide, 2**squarings if moves else 0, notes, (first, second))
 
 
+def _at_rest(u_vox: Tensor) -> bool:
+    return not bool(u_vox.any())
+
+
+def _one_way(outer: Tensor, inner: Tensor) -> Tensor:
+    """outer o inner^-1 where one of them is at rest: the other one as it is, or its inverse."""
+    return outer if _at_rest(inner) else fitted(invert(inner, "mixed", INVERSE_TOLERANCE_VOX))
+
+
 def _through(outer: Tensor, flow: Tensor | None, inner: Tensor) -> Tensor:
     """outer o flow o inner^-1; drops the flow as soon as it is used."""
-    found = invert(inner, "mixed", INVERSE_TOLERANCE_VOX)
+    found = inner if _at_rest(inner) else invert(inner, "mixed", INVERSE_TOLERANCE_VOX)
     if flow is not None:
-        found = compose(flow, found)
+        found = flow if found is inner else compose(flow, found)
         del flow
-    return compose(outer, found)
+    return found if _at_rest(outer) else compose(outer, found)
 
 
 def _in_ring(

@@ -135,8 +135,11 @@ def _noise(fixed: Tensor, moving: Tensor, healthy: Tensor) -> float:
     return DEVIATIONS_PER_MEDIAN * float((fixed - moving).abs()[:, :, chosen].median())
 
 
-def box_of(marks: Tensor) -> tuple[slice, ...] | None:
-    """The coarse voxels that hold all marks (1, P, *coarse), at least two along an axis; None without any."""
+def box_of(marks: Tensor, margin: int = 0) -> tuple[slice, ...] | None:
+    """The coarse voxels that hold all marks (1, P, *coarse) and a margin; None without any.
+
+    At least two along an axis.
+    """
     found = marks.amax((0, 1)) > 0
     slices = []
     for axis, size in enumerate(found.shape):
@@ -144,7 +147,7 @@ def box_of(marks: Tensor) -> tuple[slice, ...] | None:
         hit = found.sum(others).nonzero().flatten()
         if not len(hit):
             return None
-        low, high = int(hit[0]), int(hit[-1]) + 1
+        low, high = max(0, int(hit[0]) - margin), min(size, int(hit[-1]) + 1 + margin)
         low = max(0, min(low, high - 2))
         slices.append(slice(low, min(size, max(high, low + 2))))
     return tuple(slices)

@@ -8,6 +8,7 @@ from DiffeoRegLib.methods.base import Method
 from DiffeoRegLib.methods.lddmm import LDDMM
 from DiffeoRegLib.methods.learned_momentum import LearnedLDDMM, LearnedRDMM, LearnedVSVF
 from DiffeoRegLib.methods.metamorphosis import Metamorphosis
+from DiffeoRegLib.methods.metaregnet import MetaRegNetMethod
 from DiffeoRegLib.methods.rdmm import RDMM
 from DiffeoRegLib.methods.sitreg import SITRegMethod
 from DiffeoRegLib.methods.svf import StationaryVelocity
@@ -19,6 +20,7 @@ METHODS: dict[str, type[Method]] = {
     "lddmm": LDDMM,
     "lddmm-network": LearnedLDDMM,
     "metamorphosis": Metamorphosis,
+    "metaregnet": MetaRegNetMethod,
     "rdmm": RDMM,
     "rdmm-network": LearnedRDMM,
     "sitreg": SITRegMethod,

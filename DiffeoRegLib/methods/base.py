@@ -13,6 +13,7 @@ from DiffeoRegLib.methods.geodesic import Geodesic
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.grid import Grid
 from DiffeoRegLib.volumes.pair import Pair
+from DiffeoRegLib.volumes.volume import Volume
 
 __all__ = ["Method", "Motion", "Needs", "NetworkMethod", "Pair", "Progress", "Report"]
 
@@ -44,6 +45,9 @@ class Motion:
     the velocity is v(0) of the last one on its map grid, for display only.
     stepping: the T velocities are followed by steps of this order (`flows/time_varying.py`), each for 1/T
     from fixed to moving points; None: each is integrated by scaling and squaring.
+    source: what a network says a pathology adds to the moving image as it arrives in the space of the fixed
+    one, (*shape) on a grid of its own there, in the intensities of the pair; to be taken where there are
+    marks.  None: the best one for the motion is meant.
     """
 
     velocity_vox: Tensor
@@ -52,6 +56,7 @@ class Motion:
     notes: tuple[str, ...] = ()
     geodesics: tuple[Geodesic, ...] = ()
     stepping: Order | None = None
+    source: Volume | None = None
 
     @classmethod
     def of(cls, *geodesics: Geodesic) -> Motion:

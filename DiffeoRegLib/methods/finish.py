@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch import Tensor
+
 from DiffeoRegLib.catalog import card
 from DiffeoRegLib.flows.halfway import join
 from DiffeoRegLib.flows.integrate import Flow, integrate
@@ -16,6 +18,8 @@ from DiffeoRegLib.space.field import u_mm_from_vox
 from DiffeoRegLib.space.grid import Grid
 from DiffeoRegLib.space.transform import AffineTransform, CompositeTransform, DisplacementTransform, Transform
 from DiffeoRegLib.volumes.halfway import Halves
+from DiffeoRegLib.volumes.intensity import resample_affine
+from DiffeoRegLib.volumes.pair import Pair
 
 
 def finish(motion: Motion, working: Grid, cover: Grid, settings: Settings) -> tuple[Flow, Motion]:
@@ -35,7 +39,7 @@ def finish(motion: Motion, working: Grid, cover: Grid, settings: Settings) -> tu
     else:
         halves = motion.halves[0].cpu(), motion.halves[1].cpu()
         flow = join(motion.velocity_vox.cpu(), halves, motion.grid, steps, taper_mm)
-    return flow, Motion(flow.velocity_vox, flow.grid, flow.halves)
+    return flow, Motion(flow.velocity_vox, flow.grid, flow.halves, source=motion.source)
 
 
 def _stepped(
@@ -47,6 +51,17 @@ def _stepped(
     steps = chosen_steps(motion.velocity_vox, order, settings.steps, most)
     flow = followed(motion.velocity_vox, motion.grid, order, steps, working, cover, settings.taper_mm)
     return replace(flow, notes=[said(motion.velocity_vox, order, steps), *flow.notes]), motion
+
+
+def source_on(grid: Grid, motion: Motion, pair: Pair) -> Tensor | None:
+    """What a network adds to the moving image, (*grid.shape), in the intensities of that image.
+
+    grid: in the space of the fixed image.  None where the method predicts no change.
+    """
+    if motion.source is None:
+        return None
+    low, high = pair.moving_window
+    return resample_affine(motion.source, grid)[0, 0] * (high - low)
 
 
 def to_patient(

@@ -22,6 +22,10 @@ STATIONARY_BYTES = 600
 """Per voxel of the map and graph: a velocity's exponential, all squarings."""
 METAMORPHIC_BYTES = {3: 340, 2: 330}
 """Per working voxel of a metamorphosis: what svf needs, marks and the source between them."""
+APPEARANCE_BYTES = 60
+"""Per voxel of the fixed image: what a metamorphosis shows on its grid, and how that is made."""
+KEPT_BYTES = 60
+"""Per working voxel: the pair, its velocity and the finished maps, which are there meanwhile."""
 GRAPHS = 3
 """So many flows wait for their gradient at once, at most: the longest steps of a first direction."""
 STEPS = 8
@@ -29,17 +33,25 @@ STEPS = 8
 # Measured on the CPU, 3D, mk-lncc: bytes a voxel of 48 x 56 x 48, all of them voxels of the map, and what
 # this says: vsvf 2290 and 2910; of five steps lddmm 3300 and 3270, rdmm with four kernels 9020 and 8910; of
 # 80 x 96 x 80 with a map of next to nothing, 201 and 210.  Metamorphosis with marks of both images, each a
-# third of every side long: 306 of 128 x 128 x 128 (svf 284), 312 of 1024 x 1024 (svf 256).
+# third of every side long: 306 of 128 x 128 x 128 (svf 284), 312 of 1024 x 1024 (svf 256); its volumes, a
+# voxel of 160 x 160 x 160: 44 with marks of one image, 59 with marks of both.
 
 
-def memory_of(settings: Settings) -> Callable[[Grid], int] | None:
+def memory_of(settings: Settings, fixed_voxels: int = 0) -> Callable[[Grid], int] | None:
     """Peak memory of a run on a working grid, bytes, without the input images; None for other methods.
 
+    fixed_voxels: of the fixed image, on whose grid a change of appearance is shown.
     Raises SettingsError for settings that do not fit.
     """
     chosen = card(settings.method)
     if chosen.appearance_change:
-        return lambda working: BASE_BYTES + METAMORPHIC_BYTES[working.dim] * working.voxel_count
+        shown = APPEARANCE_BYTES * fixed_voxels
+
+        def metamorphic(working: Grid) -> int:
+            search, kept = METAMORPHIC_BYTES[working.dim], KEPT_BYTES * working.voxel_count
+            return BASE_BYTES + max(search * working.voxel_count, kept + shown)
+
+        return metamorphic
     if not chosen.kernels or chosen.trained:
         return None
     regional = chosen.method == "rdmm"

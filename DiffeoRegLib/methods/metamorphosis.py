@@ -29,15 +29,17 @@ from torch import Tensor
 from DiffeoRegLib.catalog import Card
 from DiffeoRegLib.errors import InputError, SettingsError
 from DiffeoRegLib.flows.logarithm import unfold
+from DiffeoRegLib.losses.source import box_of
 from DiffeoRegLib.methods.base import Motion, Pair, Report
 from DiffeoRegLib.methods.svf import LEAST_DETERMINANT, StationaryVelocity, plans, tellers
+from DiffeoRegLib.methods.trained import refined
 from DiffeoRegLib.optimise import Level, compare, half_way, optimise_level, squarings_for
 from DiffeoRegLib.settings import PRESETS, Settings
 from DiffeoRegLib.space.field import change_grid
 from DiffeoRegLib.space.filters import gaussian_smooth
 from DiffeoRegLib.space.grid import Grid
 from DiffeoRegLib.space.membrane import membrane
-from DiffeoRegLib.volumes.pathology import Pathology, PlacedPathology, check_pathology
+from DiffeoRegLib.volumes.pathology import Pathology, PlacedPathology, check_pathology, marks_anything
 from DiffeoRegLib.volumes.volume import Volume
 
 COMPARABLE = ("lncc", "lncc-squared", "mk-lncc", "mse")
@@ -58,7 +60,8 @@ class Metamorphosis(StationaryVelocity):
 
     def predict(self, pair: Pair, settings: Settings, report: Report) -> Motion:
         """Rest, or the large-displacement search in what is healthy."""
-        check_similarity(settings)
+        if pair.pathology is not None:
+            check_similarity(settings)
         return super().predict(healthy_part(pair), settings, report)
 
     def refine(self, motion: Motion, pair: Pair, settings: Settings, report: Report) -> Motion:
@@ -67,9 +70,9 @@ class Metamorphosis(StationaryVelocity):
         The source that a network predicts needs no place in it: the best one for a motion is known.
         Raises SettingsError for a similarity that compares no intensities.
         """
-        check_similarity(settings)
         if pair.pathology is None:
             return super().refine(motion, pair, settings, report)
+        check_similarity(settings)
         levels = [plan for plan in plans(settings, pair.grid) if plan.iterations > 0]
         grown = Motion(torch.zeros_like(motion.velocity_vox), motion.grid)
         tells = tellers(levels, pair.grid.dim, report)
@@ -92,9 +95,9 @@ def checked_pathology(
 ) -> list[str]:
     """Sentences for the report about the pathology of a run.
 
-    Marks that were given but mark nothing are none: both images count as healthy, which is said.
-    Raises InputError for a pathology that is missing or that the method has no use for, and as
-    `check_pathology` and `check_similarity`.
+    Without marks, or with marks that mark nothing, both images count as healthy, which is said.
+    Raises InputError for a pathology that the method has no use for, and as `check_pathology` and, where the
+    images are compared by iterations, `check_similarity`.
     """
     if not chosen.needs_pathology_mask:
         if pathology is not None:
@@ -102,13 +105,11 @@ def checked_pathology(
                 f"'{chosen.name}' has no use for a pathology: choose metamorphosis, or leave it out."
             )
         return []
-    if pathology is None:
-        raise InputError(
-            f"'{chosen.name}' needs to know where the pathology is: a mask or segmentation of it in the "
-            "fixed or in the moving image; without any, choose svf."
-        )
-    check_similarity(settings)
-    return check_pathology(pathology, fixed, moving)
+    notes = check_pathology(pathology, fixed, moving)
+    ill = pathology is not None and marks_anything(pathology)
+    if ill and (not chosen.trained or refined(settings)):
+        check_similarity(settings)
+    return notes
 
 
 def check_similarity(settings: Settings) -> None:
@@ -191,11 +192,17 @@ def stretched(velocity_vox: Tensor, level: Level, settings: Settings) -> Tensor:
     images = level.blocks.read(level.fixed, to_fixed[0]), level.blocks.read(level.moving, to_moving[0])
     known = level.weight(to_moving, to_fixed)
     _, _, trust = level.source.taken_off(*images, known, to_fixed, to_moving)
-    finest = min(level.grid.spacing)
     unknown = (1 - trust)[None, None]
+    box = box_of(unknown, 1)  # beyond it no voxel hangs on another, so each keeps its value
+    if box is None:
+        return velocity_vox
+    part = (slice(None), slice(None), *box)
+    trust, unknown, finest = trust[box][None, None], unknown[part], min(level.grid.spacing)
     edges = []
     for axis, step in enumerate(level.grid.spacing, start=2):
         size = unknown.shape[axis] - 1
         either = torch.maximum(unknown.narrow(axis, 0, size), unknown.narrow(axis, 1, size))
         edges.append(either * (finest / step) ** 2)
-    return membrane(velocity_vox, HOLD * trust[None, None], edges, MEMBRANE_ITERATIONS)
+    found = velocity_vox.clone()
+    found[part] = membrane(velocity_vox[part], HOLD * trust, edges, MEMBRANE_ITERATIONS)
+    return found

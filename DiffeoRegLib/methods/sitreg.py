@@ -228,4 +228,5 @@ def carried_half_way(pair: Pair, halves: tuple[Tensor, Tensor]) -> Pair:
         if points is not None:
             found = invert_at(u_vox.cpu(), points[0].T.cpu())
             changes[f"{side}_points_vox"] = found.T[None].to(points)
-    return dataclasses.replace(pair, **changes)  # type: ignore[arg-type]
+    pathology = None if pair.pathology is None else pair.pathology.carried(to_fixed, to_moving)
+    return dataclasses.replace(pair, pathology=pathology, **changes)  # type: ignore[arg-type]

@@ -1,14 +1,17 @@
-"""VoxelMorph-diff: a trained network gives a velocity from fixed to moving; optimisation improves it.
+"""VoxelMorph: a trained network gives a velocity or a displacement; optimisation goes on from it.
 
 The network works at the voxel size and with the axes it was trained for (3D: S, A, R), in the space of the
 fixed image; the moving one is read through the initial alignment.  Exchanged images give another result.
+VoxelMorph-diff gives a velocity, which the refinement improves.  Plain VoxelMorph gives a displacement that
+may fold: it is mended (`methods.displacement`), and the refinement finds a velocity on top of it.
 
-Source: Dalca et al., Unsupervised learning of probabilistic diffeomorphic registration, Medical Image
-Analysis 2019; the refinement is that of `methods.svf`.
+Sources: Dalca et al., Unsupervised learning of probabilistic diffeomorphic registration, Medical Image
+Analysis 2019; Balakrishnan et al., VoxelMorph, IEEE TMI 2019; the refinement is that of `methods.svf`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import torch
@@ -16,6 +19,8 @@ import torch
 from DiffeoRegLib.catalog import card
 from DiffeoRegLib.errors import UnknownNameError, WeightsError
 from DiffeoRegLib.methods.base import Motion, Needs, Pair, Progress, Report
+from DiffeoRegLib.methods.displacement import displaced
+from DiffeoRegLib.methods.sitreg import carried_half_way
 from DiffeoRegLib.methods.svf import StationaryVelocity
 from DiffeoRegLib.methods.trained import (
     looks_at,
@@ -30,7 +35,7 @@ from DiffeoRegLib.methods.trained import (
 )
 from DiffeoRegLib.networks.sitreg_options import PRECISIONS, Precision
 from DiffeoRegLib.networks.unet import UNetConfig
-from DiffeoRegLib.networks.voxelmorph import VoxelMorphDiff
+from DiffeoRegLib.networks.voxelmorph import VoxelMorph, VoxelMorphDiff
 from DiffeoRegLib.networks.weights import network_for
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.field import change_grid, downsample_image
@@ -56,7 +61,7 @@ class VoxelMorphMethod:
 
     @torch.no_grad()
     def predict(self, pair: Pair, settings: Settings, report: Report) -> Motion:
-        """The network's mean velocity, carried to the working grid."""
+        """The network's mean velocity, or its displacement, carried to the working grid."""
         device = pair.fixed.device
         precision, why = precision_on(device, chosen_precision(settings))
         network, spacing_mm = _network(settings, precision)
@@ -65,21 +70,26 @@ class VoxelMorphMethod:
         network_grid = pair.grid.coarsened(strides)
         report(Progress("predict", 0.1, looks_at(network_grid)))
         moving, fixed = (downsample_image(image, strides) for image in (pair.moving, pair.fixed))
+        notes = (why, used_weights(settings))
+        if isinstance(network, VoxelMorph):
+            motion = displaced(network(moving, fixed).u12.float(), network_grid, pair.grid)
+            return dataclasses.replace(motion, notes=(*notes, *motion.notes))
         velocity_vox = network(moving, fixed).mean.float()
         velocity_grid = network_grid.coarsened([network.config.stride] * pair.grid.dim)
-        return Motion(
-            change_grid(velocity_vox, velocity_grid, pair.grid),
-            pair.grid,
-            notes=(why, used_weights(settings)),
-        )
+        return Motion(change_grid(velocity_vox, velocity_grid, pair.grid), pair.grid, notes=notes)
 
     def refine(self, motion: Motion, pair: Pair, settings: Settings, report: Report) -> Motion:
-        """Coarse-to-fine instance optimisation that starts from the network's velocity."""
+        """Coarse-to-fine instance optimisation that starts from the network's velocity or displacement."""
         if not refined(settings):
             return motion
         _, spacing_mm = _network(settings, "float32")
         plan = refinement(settings, spacing_mm, pair.grid)
-        return StationaryVelocity().refine(motion, pair, plan, report)
+        if motion.halves is None:
+            return StationaryVelocity().refine(motion, pair, plan, report)
+        carried = carried_half_way(pair, motion.halves)
+        found = StationaryVelocity().refine(Motion(motion.velocity_vox, motion.grid), carried, plan, report)
+        velocity_vox = change_grid(found.velocity_vox, found.grid, motion.grid)
+        return dataclasses.replace(motion, velocity_vox=velocity_vox)
 
     def sources(self, settings: Settings) -> list[str]:
         """The instance optimisation, where there is any."""
@@ -97,13 +107,15 @@ def chosen_precision(settings: Settings) -> Precision | None:
     return wanted
 
 
-def _network(settings: Settings, precision: Precision) -> tuple[VoxelMorphDiff, tuple[float, ...]]:
+def _network(
+    settings: Settings, precision: Precision
+) -> tuple[VoxelMorph | VoxelMorphDiff, tuple[float, ...]]:
     """The network as these settings want it, and its voxel size per axis, mm."""
     known = card(settings.method)
     network, description = network_for(known, settings, "bf16" if precision == "bfloat16" else "fp32")
-    if not isinstance(network, VoxelMorphDiff) or network.config.channels_in != 2:
+    if not isinstance(network, VoxelMorph | VoxelMorphDiff) or network.config.channels_in != 2:
         raise WeightsError(
-            f"The weights of '{known.title}' are not those of a VoxelMorph-diff network for two images."
+            f"The weights of '{known.title}' are not those of a VoxelMorph network for two images."
         )
     return network, spacing_of(description, network.config.dim)
 

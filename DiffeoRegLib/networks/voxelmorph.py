@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from DiffeoRegLib.errors import SettingsError, ShapeError, UnknownNameError
 from DiffeoRegLib.flows.exponential import MOST_SQUARINGS, exp
+from DiffeoRegLib.flows.inversion import invert
+from DiffeoRegLib.flows.time_varying import INVERSE_TOLERANCE_VOX
 from DiffeoRegLib.networks.unet import UNet, UNetConfig, UNetOptions, convolution
 from DiffeoRegLib.space.field import upsample_field
 
@@ -39,19 +41,25 @@ VARIANCE_WEIGHT = 1e-10
 """The same for the variance, which is the same everywhere then."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class DisplacementMaps:
     """What VoxelMorph returns: u12 (N, d, *shape), voxels; moving(x + u12(x)) looks like fixed(x)."""
 
     u12: Tensor
 
-    @property
+    @cached_property
     def u21(self) -> Tensor:
-        """Raises SettingsError: nothing makes this displacement invertible."""
-        raise SettingsError(
-            "VoxelMorph predicts one direction only: train it with symmetric: false, "
-            "or use voxelmorph-diff, whose maps have inverses."
-        )
+        """fixed(x + u21(x)) looks like moving(x): the inverse of u12, voxel by voxel.
+
+        Where u12 folds there is none; see `flows/inversion.py`.
+        """
+        return invert(self.u12, "mixed", INVERSE_TOLERANCE_VOX)
+
+    def deformable(self, way: Way) -> Tensor:
+        """The displacement of a way: what a penalty is for; raises UnknownNameError."""
+        if way not in WAYS:
+            raise UnknownNameError("way", way, WAYS)
+        return self.u12 if way == "12" else self.u21
 
 
 @dataclass(eq=False)

@@ -34,8 +34,8 @@ DESCRIPTION, CHECKSUM = "description", "sha256"
 PICKLES = (b"PK\x03\x04", b"\x80")
 """How files begin that torch.save or pickle wrote."""
 KEPT_NETWORKS = 2
-WITHOUT_INVERSE = {"transmorph": "transmorph-tvf", "voxelmorph": "voxelmorph-diff"}
-"""Networks no method runs, for they give no diffeomorphism, and those to train in their place."""
+WITHOUT_METHOD = {"transmorph": "transmorph-tvf"}
+"""Networks no method runs, which are for comparison only, and those to train in their place."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,14 +297,16 @@ def _check_belongs(stored: Stored, found: Found, card: Card) -> None:
     """The weights are of the card's method, and say their voxel size, the card's where they are its own."""
     network = stored.description.get("network")
     name = network.get("name") if isinstance(network, Mapping) else None
-    if name != card.network:
-        if name in WITHOUT_INVERSE and card.network in WITHOUT_INVERSE.values():
+    if name not in card.networks:
+        better = WITHOUT_METHOD.get(str(name))
+        if better in card.networks:
             raise WeightsError(
                 f"The network '{name}' in '{found.path}' predicts displacements that have no inverse: train "
-                f"'{card.network}' instead."
+                f"'{better}' instead."
             )
+        wanted = " or ".join(f"'{network}'" for network in card.networks)
         raise WeightsError(
-            f"'{found.path}' holds weights of '{name}', but '{card.name}' needs weights of '{card.network}'."
+            f"'{found.path}' holds weights of '{name}', but '{card.name}' needs weights of {wanted}."
         )
     spacing_mm = network_spacing_mm(stored.description, str(found.path))
     if found.of_card and card.spacing_mm != spacing_mm:

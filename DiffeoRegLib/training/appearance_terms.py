@@ -59,7 +59,7 @@ def healthy_part(pathology: Tensor | None, names: Sequence[str] = ()) -> Tensor:
         raise InputError(
             "To leave the pathology out, every fixed image needs a pathology mask (0 = healthy)."
         )
-    healthy = 1 - pathology
+    healthy = (1 - pathology).clamp(min=0)  # what was interpolated is above 1 by rounding
     covered = ~(healthy.flatten(1) > 0).any(1)
     if bool(covered.any()):
         which = f" of {', '.join(names)}" if names else ""

@@ -35,7 +35,7 @@ def check_pair(
             f"'{fixed.name}' is {fixed.grid.dim}D and '{moving.name}' is {moving.grid.dim}D: "
             "give two volumes, or two single slices."
         )
-    notes = [*_check_image(fixed, "fixed"), *_check_image(moving, "moving")]
+    notes = [*check_image(fixed, "fixed"), *check_image(moving, "moving")]
     if fixed.grid.same_as(moving.grid) and torch.equal(fixed.data, moving.data):
         notes.append("Fixed and moving are the same image: the result will be the identity.")
     masks = masks or Masks()
@@ -51,7 +51,8 @@ def check_pair(
     return list(dict.fromkeys(notes))  # guidance and evaluation may be the same files
 
 
-def _check_image(image: Volume, role: str) -> list[str]:
+def check_image(image: Volume, role: str) -> list[str]:
+    """Sentences about one image, called by its role in them; raises InputError for one without use."""
     _check_axes(image)
     notes = [*_check_values(image, role)]
     grid = image.grid

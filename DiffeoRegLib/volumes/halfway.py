@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from DiffeoRegLib.space.powers import affine_exponential, matrix_logarithm
 from DiffeoRegLib.space.sample import array_from_tensor
 from DiffeoRegLib.volumes.intensity import finite, foreground_points_mm
 from DiffeoRegLib.volumes.pair import Correspondence, Masks, Pair
+from DiffeoRegLib.volumes.pathology import Pathology, place_pathology
 from DiffeoRegLib.volumes.prepare import read_pair
 from DiffeoRegLib.volumes.volume import Volume
 from DiffeoRegLib.volumes.working_grid import BASE_BYTES, MARGIN_MM, MARGIN_VOXELS
@@ -29,6 +30,8 @@ REFINEMENT_BYTES = {3: 340, 2: 260}
 """Peak bytes per working voxel of the refinement, the images and half-way maps kept meanwhile included."""
 FEATURE_BYTES = 540
 """What the features of `mind` add to that."""
+MARKED_BYTES = {3: 30, 2: 60}
+"""What the marks of a pathology and the change between them add to that."""
 JOINING_BYTES = {3: 400, 2: 300}
 """The same while the maps are joined and inverted, the ring around the working grid included."""
 NO_MIDDLE = (
@@ -112,14 +115,15 @@ def prepare_halfway(
     network_mm: Sequence[float],
     refined: bool,
     network_bytes: Callable[[int], int],
+    pathology: Pathology | None = None,
     device: torch.device | str = "cpu",
     memory_limit_bytes: int | None = None,
 ) -> Pair:
     """Two images on one grid half-way between them, its voxels whole fractions of the network's.
 
     network_mm: voxel size of the network per axis.  refined: iterations follow, so the grid may be finer.
-    network_bytes: what the network takes on so many of its voxels.  memory_limit_bytes: None =
-    settings.memory_limit_gb, or no limit.
+    network_bytes: what the network takes on so many of its voxels.  pathology: of either image.
+    memory_limit_bytes: None = settings.memory_limit_gb, or no limit.
     Raises InputError for unusable input, NoOverlapError, MemoryLimitError.
     """
     masks = masks or Masks()
@@ -130,7 +134,8 @@ def prepare_halfway(
         memory_limit_bytes = int(settings.memory_limit_gb * 1e9)
 
     def needed(factor: int) -> int:
-        return halfway_memory_bytes(coarse, factor, settings if refined else None, network_bytes)
+        plan = settings if refined else None
+        return halfway_memory_bytes(coarse, factor, plan, network_bytes, pathology is not None)
 
     notes: list[str] = []
     if memory_limit_bytes is not None:
@@ -139,10 +144,13 @@ def prepare_halfway(
     shape, spacing = (" x ".join(f"{v:.3g}" for v in reversed(s)) for s in (grid.shape, grid.spacing))
     where = "over the fixed image" if halves.in_fixed else "half-way between the images"
     notes.append(f"Working grid: {shape} voxels of {spacing} mm, {where}.")
-    return read_pair(
-        fixed, moving, grid, halves.fixed_from_grid, halves.moving_from_grid, masks, guidance, settings,
-        device=device, notes=notes,
-    )  # fmt: skip
+    ways = halves.fixed_from_grid, halves.moving_from_grid
+    pair = read_pair(
+        fixed, moving, grid, *ways, masks, guidance, settings, pathology=pathology, device=device, notes=notes
+    )
+    if pathology is None:
+        return pair
+    return replace(pair, pathology=place_pathology(pathology, grid, *ways, device))
 
 
 def network_grid(
@@ -212,17 +220,22 @@ def _factor(fixed: Grid, moving: Grid, network_mm: Sequence[float], settings: Se
 
 
 def halfway_memory_bytes(
-    coarse: Grid, factor: int, refined: Settings | None, network_bytes: Callable[[int], int]
+    coarse: Grid,
+    factor: int,
+    refined: Settings | None,
+    network_bytes: Callable[[int], int],
+    marked: bool = False,
 ) -> int:
     """Peak memory of a run on `coarse`, the network's grid, refined by a factor; without the input images.
 
-    refined: the settings of the refinement, None without any.
+    refined: the settings of the refinement, None without any.  marked: images have a pathology.
     """
     dim, voxels = coarse.dim, coarse.voxel_count
     after = JOINING_BYTES[dim]
     if refined is not None:
         features = (refined.similarity or PRESETS[refined.preset].similarity) == "mind"
-        after = max(after, REFINEMENT_BYTES[dim] + FEATURE_BYTES * features)
+        marks = MARKED_BYTES[dim] * marked
+        after = max(after, REFINEMENT_BYTES[dim] + FEATURE_BYTES * features + marks)
     return BASE_BYTES + max(network_bytes(voxels), after * voxels * int(factor**dim))
 
 

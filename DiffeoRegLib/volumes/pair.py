@@ -53,6 +53,7 @@ class Pair:
     fixed_points_vox, moving_points_vox: (1, d, n) guidance landmarks in voxels of the working grid, or None.
     regions: where the moving image is how stiff, or None.
     pathology: where an image shows what the other one has nothing for, or None.
+    moving_window: the intensities of the moving image that became 0 and 1.
     notes: sentences for the report on what preparation did.
     """
 
@@ -70,6 +71,7 @@ class Pair:
     fixed_from_grid: Matrix = field(default_factory=lambda: np.eye(4))
     regions: PlacedRegions | None = None
     pathology: PlacedPathology | None = None
+    moving_window: tuple[float, float] = (0.0, 1.0)
 
     def to(self, device: torch.device | str) -> Pair:
         """The pair with all its tensors on another device."""

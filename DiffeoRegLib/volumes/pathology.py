@@ -19,7 +19,7 @@ from DiffeoRegLib.errors import InputError, SettingsError
 from DiffeoRegLib.settings import PATHOLOGY_EDGE_MM
 from DiffeoRegLib.space.filters import gaussian_smooth
 from DiffeoRegLib.space.grid import Grid, Matrix
-from DiffeoRegLib.space.sample import array_from_tensor
+from DiffeoRegLib.space.sample import array_from_tensor, warp
 from DiffeoRegLib.space.transform import Transform
 from DiffeoRegLib.volumes.intensity import background, inside_field_of_view, resample_affine
 from DiffeoRegLib.volumes.resample import warp_volume
@@ -72,6 +72,11 @@ class PlacedPathology:
         fixed, moving = (None if mark is None else mark.to(device) for mark in (self.fixed, self.moving))
         return PlacedPathology(fixed, moving)
 
+    def carried(self, to_fixed_vox: Tensor, to_moving_vox: Tensor) -> PlacedPathology:
+        """The marks where displacements (1, d, *grid.shape), voxels, into either image read them."""
+        sides = ((self.fixed, to_fixed_vox), (self.moving, to_moving_vox))
+        return PlacedPathology(*(None if mark is None else warp(mark, u_vox) for mark, u_vox in sides))
+
 
 def marked(labels: Volume, classes: tuple[int, ...] | None) -> Tensor:
     """True where a label map shows one of the classes, or anything but 0 without any."""
@@ -79,6 +84,12 @@ def marked(labels: Volume, classes: tuple[int, ...] | None) -> Tensor:
         return labels.data != 0
     chosen = torch.tensor(classes, dtype=torch.float64, device=labels.data.device)
     return torch.isin(labels.data.to(torch.float64), chosen)
+
+
+def marks_anything(pathology: Pathology) -> bool:
+    """True if a voxel of either image is marked."""
+    given = [labels for labels in (pathology.fixed, pathology.moving) if labels is not None]
+    return any(bool(marked(labels, pathology.classes).any()) for labels in given)
 
 
 def check_pathology(pathology: Pathology | None, fixed: Volume, moving: Volume) -> list[str]:

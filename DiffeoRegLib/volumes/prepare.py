@@ -119,9 +119,13 @@ def read_pair(
     _require_overlap(fixed, moving, grid, (fixed_from_grid, moving_from_grid), weights)
     ill = pathology or Pathology()
     tissue = [healthy_tissue(a, ill.classes, b) for a, b in ((ill.fixed, fixed), (ill.moving, moving))]
+    windows = [
+        _window(image, settings, mask, exclude, healthy)
+        for (image, _), (mask, exclude), healthy in zip(sides, kept, tissue, strict=True)
+    ]
     images = [
-        _image_on(image, grid, matrix, settings, mask, exclude, healthy, device)
-        for (image, matrix), (mask, exclude), healthy in zip(sides, kept, tissue, strict=True)
+        _image_on(image, grid, matrix, window, device)
+        for (image, matrix), window in zip(sides, windows, strict=True)
     ]
     labels = _labels_on(grid, (fixed_from_grid, moving_from_grid), guidance, device)
     points = _points_on(grid, (fixed_from_grid, moving_from_grid), guidance, device)
@@ -138,6 +142,7 @@ def read_pair(
         moving_points_vox=points[1],
         notes=notes,
         fixed_from_grid=fixed_from_grid,
+        moving_window=windows[1],
     )
 
 
@@ -148,27 +153,28 @@ def _grid_note(fixed: Grid, grid: Grid) -> str:
     return f"Working grid: {shape} voxels of {spacing} mm, {share:.0f} % of the fixed field of view."
 
 
+def _window(
+    image: Volume, settings: Settings, mask: Volume | None, exclude: bool, healthy: Tensor | None
+) -> tuple[float, float]:
+    """The intensities of an image that become 0 and 1; healthy: where its tissue is, with a pathology."""
+    window = PRESETS[settings.preset].intensity_window
+    if window is not None and _overlaps_window(image, window):
+        return window
+    inside = healthy
+    if mask is not None and mask.grid.same_as(image.grid):
+        chosen = (mask.data != 0) != exclude
+        inside = chosen if healthy is None else chosen & healthy
+    return intensity_window(image, inside)
+
+
 def _image_on(
     image: Volume,
     grid: Grid,
     image_from_grid: Matrix,
-    settings: Settings,
-    mask: Volume | None,
-    exclude: bool,
-    healthy: Tensor | None,
+    window: tuple[float, float],
     device: torch.device | str,
 ) -> Tensor:
-    """An image on the working grid in [0, 1]; beyond its field of view the edge value goes on.
-
-    healthy: where its tissue is, if it has a pathology.
-    """
-    window = PRESETS[settings.preset].intensity_window
-    if window is None or not _overlaps_window(image, window):
-        inside = healthy
-        if mask is not None and mask.grid.same_as(image.grid):
-            chosen = (mask.data != 0) != exclude
-            inside = chosen if healthy is None else chosen & healthy
-        window = intensity_window(image, inside)
+    """An image on the working grid, `window` in [0, 1]; beyond its field of view the edge value goes on."""
     on_device = Volume(image.data.to(device), image.grid, image.name)
     return normalise(resample_affine(on_device, grid, image_from_grid), window)
 

@@ -40,9 +40,14 @@ def working_grid(
     both stand on a constant background; plus a margin, inside the field of view, plus settings.padding_mm
     beyond it; even numbers of voxels.  A fixed image with sheared axes gets a grid with right angles over it.
     """
-    masks = masks or Masks()
-    base = _orthogonal(fixed.grid) if is_sheared(fixed.grid) else fixed.grid
-    points = _points_of_interest_mm(fixed, moving, moving_from_fixed, masks)
+    return grid_around(
+        fixed.grid, _points_of_interest_mm(fixed, moving, moving_from_fixed, masks or Masks()), settings
+    )
+
+
+def grid_around(field_of_view: Grid, points: NDArray[np.float64] | None, settings: Settings) -> Grid:
+    """The grid of a field of view, cropped to the box of points (n, 3) and a margin; see `working_grid`."""
+    base = _orthogonal(field_of_view) if is_sheared(field_of_view) else field_of_view
     start, stop = np.zeros(base.dim), np.array(base.shape, dtype=np.float64)
     if points is not None:
         position = base.index_from_world(points)

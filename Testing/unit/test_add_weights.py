@@ -87,20 +87,23 @@ def test_what_is_added_is_true_of_the_file(
 def test_a_network_belongs_to_the_method_that_runs_it(
     made: Catalogue, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Method and network have different names; displacements without an inverse have no method."""
-    files = {}
+    """Method and network have different names; one method runs two of them, and some have none."""
     for name, steps in (("voxelmorph-diff", {"decoder": [2]}), ("voxelmorph", {"decoder": [2, 2]})):
         stride = 2 if name.endswith("diff") else 1
         sizes = {"encoder": [2], **steps, "final": [2], "stride": stride}
         tensors = build_network(NetworkConfig(name, sizes)).state_dict()
         network = {"name": name, "sizes": sizes, "options": {}}
-        files[name] = write_weights(tmp_path / name, tensors, network=network)
-    assert made.add(files["voxelmorph-diff"], **FLAGS | {"id": "voxelmorph-invented"}) == 0
-    card = made.cards()["voxelmorph-invented"]
-    assert (card.method, card.network, card.halfway) == ("voxelmorph", "voxelmorph-diff", False)
-    check_shipped(card)
+        file = write_weights(tmp_path / name, tensors, network=network)
+        assert made.add(file, **FLAGS | {"id": f"{name}-invented"}) == 0
+        card = made.cards()[f"{name}-invented"]
+        assert (card.method, card.halfway) == ("voxelmorph", False)
+        assert card.networks == ("voxelmorph-diff", "voxelmorph")
+        check_shipped(card)
+    sizes = {"embed": 4, "depths": [1] * 4, "heads": [1] * 4, "window": [2, 2, 2]}
+    tensors = build_network(NetworkConfig("transmorph", sizes)).state_dict()
+    network = {"name": "transmorph", "sizes": sizes, "options": {}}
     capsys.readouterr()
-    assert made.add(files["voxelmorph"], **FLAGS) == 1
+    assert made.add(write_weights(tmp_path / "single", tensors, network=network), **FLAGS) == 1
     assert "which no method runs" in capsys.readouterr().err
 
 

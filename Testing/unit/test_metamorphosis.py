@@ -20,64 +20,23 @@ from DiffeoRegLib.methods.metamorphosis import (
 )
 from DiffeoRegLib.methods.svf import StationaryVelocity
 from DiffeoRegLib.optimise import Level, compare, half_way
-from DiffeoRegLib.settings import Settings
-from DiffeoRegLib.space.field import change_grid, compose
-from DiffeoRegLib.space.sample import identity_vox, warp
-from DiffeoRegLib.training.lesions import LesionOptions, implant
+from DiffeoRegLib.space.field import change_grid
+from DiffeoRegLib.space.filters import gaussian_smooth
+from DiffeoRegLib.space.sample import warp
 from DiffeoRegLib.volumes.pathology import PlacedPathology, softened
 from Testing.level_plans import COARSE
+from Testing.metamorphosis_cases import (
+    SETTINGS,
+    SHAPE,
+    brain,
+    displacement,
+    errors_mm,
+    marked,
+    patient,
+    quiet,
+    register,
+)
 from Testing.scenes import pair_of, smooth_velocity, texture
-
-SETTINGS = Settings(levels_mm=(4.0, 2.0), iterations=(20, 20), large_displacement=False)
-SHAPE = (72, 64)
-
-
-def quiet(_):
-    pass
-
-
-def register(method, pair, settings=SETTINGS, motion=None):
-    if motion is None:
-        motion = method.predict(pair, settings, quiet)
-    return method.refine(motion, pair, settings, quiet)
-
-
-def displacement(motion, grid):
-    return exp(change_grid(motion.velocity_vox, motion.grid, grid), 7, first_step=2)
-
-
-def brain(shape=SHAPE, seed=0):
-    """Texture in an ellipse on nothing."""
-    place = identity_vox(shape) / torch.tensor(shape).view(1, -1, *[1] * len(shape)).float() - 0.5
-    inside = torch.sigmoid(60 * (0.44 - place.square().sum(1, keepdim=True).sqrt()))
-    return (0.25 + 0.75 * texture(shape, seed=seed, sigma=2.0)) * inside
-
-
-def patient(seed=0, shape=SHAPE):
-    """(pair without marks, marks, true displacement): a bent brain with a solid lesion that pushes."""
-    moving = brain(shape)
-    bend = exp(smooth_velocity(shape, 2.0), 6)
-    options = LesionOptions(
-        count=(1, 1),
-        radius_vox=(7.0, 8.0),
-        growth=(0.5, 0.5),
-        reaches_vox=(12.0,),
-        oedema=0.0,
-        looks=("t1c",),
-    )
-    ill = implant(warp(moving, bend), torch.Generator().manual_seed(seed), options)
-    return pair_of(ill.image, moving, [2.0] * len(shape)), ill.pathology, compose(bend, ill.u_vox)
-
-
-def marked(pair, fixed=None, moving=None):
-    return dataclasses.replace(pair, pathology=PlacedPathology(fixed, moving))
-
-
-def errors_mm(motion, pair, truth, marks):
-    """Mean error under the marks and up to 10 mm from them."""
-    length = 2.0 * (displacement(motion, pair.grid) - truth).square().sum(1, keepdim=True).sqrt()
-    near = softened(marks, (1.0, 1.0), 10.0) > 0.05
-    return float(length[marks > 0].mean()), float(length[near & (marks == 0)].mean())
 
 
 @pytest.mark.parametrize("shape", [(40, 44), (20, 22, 24)])
@@ -158,7 +117,9 @@ def test_measures_without_comparable_intensities_are_refused(name):
     with pytest.raises(SettingsError, match=f"which '{name}' does not compare: choose one of lncc"):
         Metamorphosis().predict(marked(pair, marks), settings, quiet)
     with pytest.raises(SettingsError, match="difference of intensities"):
-        Metamorphosis().refine(Motion(smooth_velocity(SHAPE), pair.grid), pair, settings, quiet)
+        Metamorphosis().refine(
+            Motion(smooth_velocity(SHAPE), pair.grid), marked(pair, marks), settings, quiet
+        )
 
 
 # ---------------------------------------------------------------- its parts
@@ -219,6 +180,41 @@ def test_a_velocity_is_stretched_only_where_nothing_is_known():
         return float(values.diff(dim=2)[:, :, deep[1:]].square().mean())
 
     assert roughness(found) < 0.05 * roughness(jagged)
+
+
+def test_every_level_ends_with_a_membrane_under_the_lesion():
+    """A velocity that starts jagged there stays so where nothing smooths it but the membrane."""
+    pair, marks, _ = patient()
+    noise = torch.randn(1, 2, *SHAPE, generator=torch.Generator().manual_seed(0))
+    start = Motion(2 * marks * noise, pair.grid)
+    few = dataclasses.replace(SETTINGS, iterations=(0, 2), dense_iterations=0, velocity_sigma=0.0)
+    motion = register(Metamorphosis(), marked(pair, marks), few, start)
+    found = change_grid(motion.velocity_vox, motion.grid, pair.grid)
+    deep = (softened(1 - marks, (1.0, 1.0), 2.0) < 0.05).expand_as(found)
+    assert int(deep.sum()) > 20
+
+    def roughness(values):
+        return float((values - gaussian_smooth(values, 1.5))[deep].square().mean())
+
+    before = change_grid(change_grid(start.velocity_vox, pair.grid, motion.grid), motion.grid, pair.grid)
+    assert roughness(found) < 0.5 * roughness(before)
+
+
+def test_the_growth_that_was_found_is_not_smoothed_away():
+    """Smoothing that leaves nothing of the iterations' velocity keeps the outflow of the lesion."""
+    moving = brain()
+    marks = torch.zeros(1, 1, *SHAPE)
+    marks[..., 30:42, 26:38] = 1
+    pair = pair_of(moving, moving, (2.0, 2.0))
+    radius = marked_radius_mm(marks, pair.grid)
+    grown = 0.3 * radius * outflow(marks, pair.grid, radius * 2 / 3)
+    ill = torch.lerp(warp(moving, exp(grown, 6)), torch.tensor(0.9), marks)
+    stiff = dataclasses.replace(SETTINGS, velocity_sigma=3.0)
+    motion = register(Metamorphosis(), marked(pair_of(ill, moving, (2.0, 2.0)), marks), stiff)
+    found = change_grid(motion.velocity_vox, motion.grid, pair.grid)
+    around = ((softened(marks, (1.0, 1.0), 6.0) > 0.05) & (marks == 0)).expand_as(found)
+    share = float((found * grown)[around].sum() / grown[around].square().sum())
+    assert share == pytest.approx(1, abs=0.1)
 
 
 def test_half_way_marks_follow_the_motion():

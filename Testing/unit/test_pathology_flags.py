@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from DiffeoRegLib.catalog import CARDS
@@ -38,7 +41,6 @@ def test_marks_reach_the_registration(pair_files, tmp_path, registrations):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (METHOD, "needs --pathology FILE, --pathology-moving FILE, or both"),
         (["--pathology", "fixed_seg.nii.gz"], "'svf' makes no use of a pathology"),
         (["--pathology-classes", "1"], "which is missing"),
         (["--pathology-edge-mm", "2"], "which is missing"),
@@ -58,11 +60,20 @@ def test_bad_flags(flags, said, pair_files, tmp_path, registrations, capsys):
     assert registrations == []
 
 
-def test_a_table_of_pairs_has_no_marks_for_it(pair_files, tmp_path, capsys):
-    table = tmp_path / "pairs.csv"
-    table.write_text("fixed,moving\n", encoding="utf-8")
-    assert run("evaluate", "--pairs", table, *METHOD, "-o", tmp_path / "o", "--quiet") == 2
-    assert "names no pathology, which 'metamorphosis' needs" in one_sentence(capsys)
+def test_a_table_of_pairs_may_have_marks_for_it(pair_files, tmp_path, registrations):
+    table = pair_files / "ill.csv"
+    rows = ["fixed,moving,fixed_pathology", "fixed.nii.gz,moving.nii.gz,fixed_seg.nii.gz"]
+    rows += ["moving.nii.gz,fixed.nii.gz,"]
+    table.write_text("\n".join(rows), encoding="utf-8")
+    assert run("evaluate", "--pairs", table, *METHOD, "-o", tmp_path / "o", "--quiet") == 0
+    first, second = (call["pathology"] for call in registrations)
+    assert (first.fixed.name, first.fixed.is_labels, first.moving) == ("fixed_seg", True, None)
+    assert (second.fixed, second.moving.name) == (None, "fixed_seg")  # what is said of an image in one row
+
+
+def test_without_marks_it_runs(pair_files, tmp_path, registrations):
+    assert run(*register_words(pair_files, tmp_path / "out", *METHOD, "--quiet", "--no-html")) == 0
+    assert registrations[0]["pathology"] is None
 
 
 @pytest.mark.parametrize("shape", [(400, 300), (60, 70, 80)])
@@ -72,6 +83,40 @@ def test_its_memory_is_planned_with_room_for_marks(shape):
     needed = memory_of(Settings(method="metamorphosis"))
     assert needed is not None
     assert plain <= needed(grid) < 1.3 * plain
+
+
+MEASURE = """
+import numpy as np, torch
+torch.set_num_threads(1)
+from DiffeoRegLib.methods.appearance import appearance
+from DiffeoRegLib.methods.memory import APPEARANCE_BYTES
+from DiffeoRegLib.report.memory import peak_memory_mb
+from DiffeoRegLib.space.transform import AffineTransform
+from DiffeoRegLib.volumes.pathology import Pathology
+from DiffeoRegLib.volumes.volume import Volume
+from Testing.scenes import turned_grid
+grid = turned_grid((120, 120, 120), (1.0, 1.0, 1.0))
+fixed, moved = (Volume(torch.rand(grid.shape), grid, name) for name in ("fixed", "moved"))
+marks = torch.zeros(grid.shape, dtype=torch.int32)
+marks[40:80, 40:80, 40:80] = 1
+labels = Volume(marks, grid, "lesion", is_labels=True)
+before = peak_memory_mb()
+look = appearance(fixed, moved, AffineTransform(np.eye(4)), Pathology(labels, labels))
+print((peak_memory_mb() - before) * 2**20 / grid.voxel_count / APPEARANCE_BYTES)
+"""
+
+
+def test_what_it_shows_is_planned_on_a_fine_fixed_image():
+    """Against the peak of a process of its own; the coarser the working grid, the more it counts."""
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE], capture_output=True, encoding="utf-8", check=True, timeout=120
+    )
+    assert 0.6 < float(run.stdout) < 1.2
+    working = turned_grid((60, 70, 80), (1.0,) * 3)
+    settings, voxels = Settings(method="metamorphosis"), working.voxel_count
+    alike, finer = (memory_of(settings, times * voxels)(working) for times in (1, 27))
+    assert alike == memory_of(settings)(working)
+    assert finer - alike > 27 * 40 * voxels
 
 
 def test_settings_without_use_for_it_are_named():

@@ -12,7 +12,7 @@ from DiffeoRegLib.losses.regularity import diffusion
 from DiffeoRegLib.losses.velocity_prior import graph_laplacian_kl
 from DiffeoRegLib.networks.build import NetworkConfig, build_network
 from DiffeoRegLib.networks.pyramid import parameter_count
-from DiffeoRegLib.networks.voxelmorph import VelocityMaps, VoxelMorphDiffOptions
+from DiffeoRegLib.networks.voxelmorph import DisplacementMaps, VelocityMaps, VoxelMorphDiffOptions
 from DiffeoRegLib.space.field import compose
 from DiffeoRegLib.space.filters import gaussian_smooth
 from DiffeoRegLib.training.config import LossConfig, config_from, read_config
@@ -52,7 +52,7 @@ def test_parameters_of_the_published_networks():
     assert parameter_count(diff) == shared + (27 * 32 * 16 + 16) + 2 * head == 266374
     plain = build_network(NetworkConfig("voxelmorph"))
     full = (27 * 34 * 32 + 32) + (27 * 32 * 16 + 16) + (27 * 16 * 16 + 16)
-    assert parameter_count(plain) == shared + full + head
+    assert parameter_count(plain) == shared + full + head == 301411
 
 
 @pytest.mark.parametrize("shape", [(12, 14), (11, 13), (9, 10, 8)])
@@ -77,6 +77,39 @@ def test_the_two_ways_undo_each_other(shape):
     error = compose(maps.u12, maps.u21)[inner].abs()
     assert float(error.max()) < 0.1
     assert float(error.mean()) < 0.01
+
+
+def displacement_of(bias, shape, **changes):
+    """What a network that moves everything alike predicts, voxels of its head."""
+    network = small("voxelmorph", dim=len(shape), **changes)
+    with torch.no_grad():
+        network.head.weight.zero_()
+        network.head.bias.copy_(torch.tensor(bias))
+    return network(*pictures(shape)).u12.detach()
+
+
+@pytest.mark.parametrize("shape", [(21, 18), (11, 13), (9, 10, 8)])
+def test_a_constant_displacement_counts_in_voxels_of_its_head(shape):
+    """At full resolution as it is; a head on every second voxel moves twice as far."""
+    dim = len(shape)
+    step = torch.tensor([1.5, -0.5, 0.25][:dim]).reshape(1, dim, *[1] * dim)
+    for stride, decoder in ((1, [8, 8, 8]), (2, [8, 8])):
+        u_vox = displacement_of(step.flatten().tolist(), shape, decoder=decoder, stride=stride)
+        assert tuple(u_vox.shape) == (1, dim, *shape)
+        torch.testing.assert_close(u_vox, (stride * step).expand_as(u_vox))
+
+
+def test_a_displacement_without_folds_has_its_inverse():
+    noise = torch.randn(1, 2, 32, 36, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    smooth = gaussian_smooth(noise, 3.0)
+    maps = DisplacementMaps(smooth * (3.0 / smooth.abs().max()))
+    inner = (slice(None), slice(None), slice(4, -4), slice(4, -4))
+    assert float(maps.u12[inner].abs().max()) > 1.0
+    assert float(compose(maps.u12, maps.u21)[inner].abs().max()) < 2e-3
+    assert torch.equal(maps.deformable("12"), maps.u12)
+    assert torch.equal(maps.deformable("21"), maps.u21)
+    with pytest.raises(UnknownNameError):
+        maps.deformable("13")
 
 
 @pytest.mark.parametrize("name", ["voxelmorph", "voxelmorph-diff"])
@@ -184,14 +217,28 @@ def test_the_smoothness_of_the_divergence_is_a_multiple_of_the_gradient_penalty(
     assert float(smooth) == pytest.approx(45 * float(diffusion(mean, (1.0,) * 3)) / 9, rel=0.05)
 
 
-def test_maps_without_a_gaussian_or_an_inverse_are_refused():
+def test_maps_without_a_gaussian_are_refused():
     one, other = pictures((16, 18))
     maps = small("voxelmorph")(one, other)
     with pytest.raises(SettingsError, match="voxelmorph-diff"):
         Objective([LossConfig("mse"), LossConfig("kl")], symmetric=False)(maps, Batch(one, other))
-    with pytest.raises(SettingsError, match="symmetric: false"):
-        Objective([LossConfig("mse")])(maps, Batch(one, other))
-    assert float(Objective([LossConfig("mse")], symmetric=False)(maps, Batch(one, other))[0].detach()) > 0
+
+
+def test_the_penalty_of_a_displacement_is_of_the_displacement():
+    """One way, and both ways through its inverse."""
+    network = lively(small("voxelmorph"), spread=0.02)
+    one, other = pictures((16, 18))
+    maps = network(one, other)
+    losses = [LossConfig("mse"), LossConfig("gradient", 2.0)]
+    roughness = [float(diffusion(u.detach(), (1.0, 1.0)) / 4) for u in (maps.u12, maps.u21)]
+    assert roughness[0] > 1e-6
+    assert abs(roughness[0] - roughness[1]) > 1e-3 * roughness[0]
+    _, terms = Objective(losses, symmetric=False)(maps, Batch(one, other))
+    assert float(terms["gradient"]) == pytest.approx(roughness[0], rel=1e-5)
+    total, terms = Objective(losses)(maps, Batch(one, other))
+    assert float(terms["gradient"]) == pytest.approx(sum(roughness) / 2, rel=1e-5)
+    total.backward()
+    assert float(network.head.weight.grad.abs().max()) > 0
 
 
 def test_settings_that_do_not_fit_are_refused():
@@ -239,6 +286,11 @@ def test_the_settings_that_come_with_it_build_the_published_network(repository):
     other = read_config(folder / "sitreg-brain-t1.yaml")
     assert config.data == other.data
     assert config.losses[0] == other.losses[0]
+    plain = read_config(folder / "voxelmorph-brain-2d.yaml")
+    assert parameter_count(build_network(plain.network, plain.precision)) == 100530
+    masking = read_config(folder / "voxelmorph-cfm-brain-2d.yaml")
+    assert (plain.data, plain.steps, plain.batch) == (masking.data, masking.steps, masking.batch)
+    assert (plain.leave_out_pathology, masking.leave_out_pathology) == (False, True)
     # The first variance is the best one of the prior, up to its last digit.
     smoothness = config.losses[1].options["smoothness"]
     assert config.network.options["first_log_variance"] == pytest.approx(-math.log(6 * smoothness), abs=0.05)

@@ -168,6 +168,19 @@ def test_empty_marks_are_svf_bit_for_bit_and_said(scene):
         assert said in found.report["notes"]
         assert not found.appearance.change.data.any()
         assert found.report["pathology"]["change"] is None
+    found = register(scene.fixed, scene.moving, QUICK)
+    assert same(found, plain)
+    assert UNMARKED in found.report["notes"]
+    assert found.appearance is None
+
+
+def test_without_marks_any_similarity_will_do(scene):
+    """Nothing is taken off then, so intensities need not mean the same."""
+    few = QUICK.with_changes(similarity="mind", iterations=(4, 2))
+    plain = register(scene.fixed, scene.moving, few.with_changes(method="svf"))
+    empty = Pathology(marks_with(scene.marks, torch.zeros_like))
+    for pathology in (None, empty):
+        assert same(register(scene.fixed, scene.moving, few, pathology=pathology), plain)
 
 
 def test_classes_choose_what_counts(scene):
@@ -228,7 +241,6 @@ REFUSED = {
     "everything": (lambda m: Pathology(marks_with(m, torch.ones_like)), {}, "covers all of 'patient'"),
     "outside": (lambda m: Pathology(far_away(m)), {}, "does not touch the image 'patient'"),
     "class": (lambda m: Pathology(m, classes=(77,)), {}, r"none of the chosen classes \(77\)"),
-    "missing": (lambda m: None, {}, "needs to know where the pathology is"),
     "not used": (lambda m: Pathology(m), {"method": "svf"}, "'svf' has no use for a pathology"),
     "contrast": (lambda m: Pathology(m), {"similarity": "mind"}, "which 'mind' does not compare"),
 }

@@ -1,4 +1,4 @@
-"""A VoxelMorph-diff network's registration: known answers on hostile grids, refinement, what is refused."""
+"""A VoxelMorph network's registration: known answers on hostile grids, refinement, what is refused."""
 
 from __future__ import annotations
 
@@ -18,50 +18,26 @@ from DiffeoRegLib.networks.build import NetworkConfig, build_network
 from DiffeoRegLib.networks.unet import UNetConfig
 from DiffeoRegLib.networks.voxelmorph import CLASSIC_DIFF
 from DiffeoRegLib.pipeline import register
-from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.field import downsample_image, upsample_field, upsample_image
 from DiffeoRegLib.space.transform import AffineTransform, DisplacementTransform
-from DiffeoRegLib.training.checkpoint import write_checkpoint
 from DiffeoRegLib.volumes.volume import Volume
 from DiffeoRegLib.worker import inputs
 from DiffeoRegLib.worker.jobs import run
 from Testing.halfway_cases import hostile_pair, network_file, same_numbers
 from Testing.scenes import Scene, distances_mm, pair_of, points_of, texture, turned_grid
-from Testing.worker_jobs import image
-
-TURN = AffineTransform(
-    np.array([[0.98, -0.17, 0.02, 3.0], [0.17, 0.97, 0.05, -2.0], [-0.03, -0.05, 1.04, 1.5], [0, 0, 0, 1.0]])
+from Testing.voxelmorph_cases import (
+    AXES_MM,
+    RIGHT,
+    SIZES,
+    TURN,
+    UP,
+    constant_file,
+    oblique,
+    settings_for,
+    shifted,
+    write,
 )
-SIZES = {"encoder": [4, 8], "decoder": [8, 8], "final": [4], "stride": 2}
-AXES_MM = np.eye(3)[::-1]
-"""Directions of the network's axes: S, A, R."""
-UP, RIGHT = 3.0 * AXES_MM[0], AXES_MM[2]
-
-
-def write(path, network, config, spacing_mm):
-    """A file of weights of this network."""
-    content = {"kind": "weights", "network": config, "config": {"data": {"spacing_mm": spacing_mm}}}
-    write_checkpoint(path, network.state_dict(), content)
-    return path
-
-
-def constant_file(path, velocity_vox, name="voxelmorph-diff", spacing_mm=(2.0, 2.0, 2.0), **changes):
-    """Weights whose velocity is the same everywhere, voxels of every second voxel of the network."""
-    dim = len(velocity_vox)
-    sizes = {**SIZES, "dim": dim, **changes}
-    torch.manual_seed(0)
-    network = build_network(NetworkConfig(name, sizes))
-    head = network.mean if name.endswith("diff") else network.head
-    with torch.no_grad():
-        head.weight.zero_()
-        head.bias.copy_(torch.tensor(velocity_vox))
-    return write(path, network, {"name": name, "sizes": sizes, "options": {}}, list(spacing_mm)[:dim])
-
-
-def settings_for(weights, **changes):
-    """The network of a file alone, on the CPU, without alignment."""
-    usual = {"method": "voxelmorph", "weights": str(weights), "device": "cpu", "init": "identity"}
-    return Settings(**(usual | {"effort": "fast"} | changes))
+from Testing.worker_jobs import image
 
 
 @pytest.fixture(scope="module")
@@ -82,14 +58,6 @@ def flat(folder):
 
 
 # ---------------------------------------------------------------- known answers
-
-
-def oblique(size_mm=0.0):
-    """Images whose tensor axes run to I, P, L (as LPI files do), turned by 25 degrees, and to P only."""
-    scene = Scene(size_mm=size_mm)
-    fixed = turned_grid((23, 26, 24), (1.7, 1.4, 1.5), 25, (0, 1, 2))
-    moving = turned_grid((26, 22, 24), (1.4, 1.7, 1.5), -20, (1,))
-    return scene, scene.fixed(fixed), scene.moving(moving)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -278,15 +246,17 @@ def test_the_card_and_its_method():
 
 def test_weights_of_other_networks(folder, still):
     _, fixed, moving = hostile_pair()
-    whole = constant_file(folder / "whole.safetensors", (0.0,) * 3, "voxelmorph", decoder=[8] * 3, stride=1)
     wide = constant_file(folder / "wide.safetensors", (0.0,) * 3, channels_in=4)
     sitreg = network_file(folder / "sitreg.safetensors")
     cases = [
-        (settings_for(whole), WeightsError, "no inverse: train 'voxelmorph-diff'"),
-        (settings_for(sitreg), WeightsError, "'sitreg', but 'voxelmorph' needs weights of 'voxelmorph-diff'"),
+        (
+            settings_for(sitreg),
+            WeightsError,
+            "'sitreg', but 'voxelmorph' needs weights of 'voxelmorph-diff' or 'voxelmorph'",
+        ),
         (settings_for(still, method="sitreg"), WeightsError, "'voxelmorph-diff', but 'sitreg' needs"),
-        (settings_for(whole, method="sitreg"), WeightsError, "'voxelmorph', but 'sitreg' needs"),
-        (settings_for(wide), WeightsError, "not those of a VoxelMorph-diff network for two images"),
+        (settings_for(shifted(folder), method="sitreg"), WeightsError, "'voxelmorph', but 'sitreg' needs"),
+        (settings_for(wide), WeightsError, "not those of a VoxelMorph network for two images"),
         (settings_for(folder / "nothing.safetensors"), WeightsError, "cannot be read"),
         (settings_for(still).with_changes(weights=None), SettingsError, "weights that you trained"),
     ]
