@@ -23,6 +23,8 @@ from DiffeoRegLib.space.sample import array_from_tensor, tensor_from_array, warp
 
 SHELL_MM = 10.0
 """Tissue up to here from a lesion is `around` it."""
+SHIFT_MM = 10.0
+"""How far wrong marks lie beside the lesion."""
 REGIONS = ("under", "around", "far")
 
 
@@ -120,6 +122,31 @@ def mean_dice_outside(fixed_labels: Tensor, moving_labels: Tensor, u_vox: Tensor
     """Mean of `dice_outside`; NaN where no label is left."""
     values = dice_outside(fixed_labels, moving_labels, u_vox, pathology).values()
     return sum(values) / len(values) if values else math.nan
+
+
+def wrong_marks(pathology: Tensor, spacing: Sequence[float]) -> dict[str, Tensor]:
+    """Marks of a lesion as one should not make them, by what is wrong; `true` are the right ones.
+
+    shifted: by `SHIFT_MM` along the last axis, towards the middle of the grid.  half: those voxels that lie
+    deepest, about half of them.  empty: none.
+    Raises ShapeError for a spacing that does not fit, InputError without a lesion.
+    """
+    if len(spacing) != pathology.dim() - 2:
+        raise ShapeError(f"{len(spacing)} spacings do not fit a mask of shape {tuple(pathology.shape)}.")
+    inside = array_from_tensor(pathology[0, 0]) > 0.5
+    if not inside.any():
+        raise InputError("There is no lesion to mark.")
+    steps = round(SHIFT_MM / spacing[-1])
+    left = float(inside.nonzero()[-1].mean()) < (inside.shape[-1] - 1) / 2
+    shifted = np.zeros_like(inside)
+    if left:
+        shifted[..., steps:] = inside[..., :-steps]
+    else:
+        shifted[..., :-steps] = inside[..., steps:]
+    depth = ndimage.distance_transform_edt(inside, sampling=spacing)
+    half = inside & (depth > np.median(depth[inside]))
+    found = {"true": inside, "shifted": shifted, "half": half, "empty": np.zeros_like(inside)}
+    return {name: _mask(values, pathology) for name, values in found.items()}
 
 
 def _errors(lengths: NDArray[np.float64]) -> Errors:

@@ -107,3 +107,22 @@ def test_dice_counts_what_lies_outside_the_lesion():
     assert math.isnan(scores.mean_dice_outside(tensor(fixed), tensor(moving), shift, everything))
     with pytest.raises(ShapeError):
         scores.ssd(tensor(fixed), tensor(fixed[:4]))
+
+
+def test_wrong_marks_are_beside_the_lesion_smaller_or_none():
+    lesion = np.zeros((30, 40))
+    lesion[8:19, 5:16] = 1
+    found = scores.wrong_marks(tensor(lesion), (1.0, 2.0))
+    assert np.array_equal(found["true"][0, 0].numpy(), lesion)
+    assert np.array_equal(found["shifted"][0, 0].numpy(), np.roll(lesion, 5, 1))
+    mirrored = scores.wrong_marks(tensor(lesion[:, ::-1].copy()), (1.0, 2.0))
+    assert np.array_equal(mirrored["shifted"][0, 0].numpy(), np.roll(lesion, 5, 1)[:, ::-1])
+    half = found["half"][0, 0].numpy()
+    assert 0.3 * lesion.sum() < half.sum() <= 0.5 * lesion.sum()
+    assert half[13, 10] == 1
+    assert not (half > lesion).any()
+    assert not found["empty"].any()
+    with pytest.raises(InputError, match="no lesion"):
+        scores.wrong_marks(tensor(np.zeros((4, 4))), (1.0, 1.0))
+    with pytest.raises(ShapeError, match="spacings"):
+        scores.wrong_marks(tensor(lesion), (1.0, 1.0, 1.0))
