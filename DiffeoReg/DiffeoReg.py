@@ -177,7 +177,9 @@ class DiffeoRegLogic(ScriptedLoadableModuleLogic):
         movingEvaluation=None,
         fixedEvaluationPoints=None,
         movingEvaluationPoints=None,
-        pathologyMask=None,
+        fixedPathology=None,
+        movingPathology=None,
+        pathologyEdge=None,
         regionSegmentation=None,
         stiffness=None,
         rest="rigid-like",
@@ -200,6 +202,8 @@ class DiffeoRegLogic(ScriptedLoadableModuleLogic):
         """Register movingNode to fixedNode and return the nodes and numbers of the result.
 
         Masks, guidance, evaluation and regions: a segmentation or label map node, or (node, segment name).
+        fixedPathology, movingPathology: what only that volume shows; of several classes those that count as
+        (node, [segment names or labels]).  pathologyEdge: width over which the marks fade, mm; None = 4.
         regionSegmentation: regions of movingNode.  stiffness: of each, by segment name: soft, normal, stiff,
         rigid-like, or the shares of the kernels.  rest: of all other places.
         wantVelocity: keep the velocity, the velocities of all steps or the momentum, for `path`.

@@ -10,7 +10,9 @@ from DiffeoRegPanel.checks_images import (
     check_dimensions,
     check_initial,
     check_kind,
+    check_model,
     check_places,
+    check_planes,
     check_voxels,
     is_under,
 )
@@ -35,6 +37,8 @@ def check_request(request: Request) -> list[str]:
     _check_outputs(request, card)
     check_places(request)
     check_dimensions(request.fixed, request.moving)
+    check_model(card, request.fixed, request.moving)
+    check_planes(request)
     for role, volume in (("fixed", request.fixed), ("moving", request.moving)):
         check_voxels(volume, role)
     notes = check_initial(request)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from DiffeoRegLib.catalog import Card
 from DiffeoRegLib.errors import InputError
 from DiffeoRegPanel.nodes.places import parent_matrix, world_from_voxel
 from DiffeoRegPanel.nodes.volumes import array_of
@@ -68,7 +69,8 @@ def check_dimensions(fixed: Any, moving: Any) -> None:
             size = " x ".join(map(str, reversed(shape)))
             raise InputError(
                 f"'{node.GetName()}' ({size} voxels) is too thin: every axis of an image needs at least "
-                f"{SHORTEST_AXIS} voxels; choose a volume with more slices, or a single slice."
+                f"{SHORTEST_AXIS} voxels; choose a volume with more slices, or a single slice (without "
+                "'Single File', slices in several files are read as one volume)."
             )
     flat = [min(array_of(node).shape) == 1 for node in (fixed, moving)]
     if flat[0] != flat[1]:
@@ -76,6 +78,33 @@ def check_dimensions(fixed: Any, moving: Any) -> None:
         raise InputError(
             f"'{single.GetName()}' is a single slice and '{full.GetName()}' is a volume: choose two volumes, "
             "or two single slices."
+        )
+
+
+def check_model(card: Card, fixed: Any, moving: Any) -> None:
+    """A trained network for volumes gets volumes, one for slices gets slices."""
+    flat = [min(array_of(node).shape[:3]) == 1 for node in (fixed, moving)]
+    if card.spacing_mm is None or flat[0] != flat[1] or flat[0] == (len(card.spacing_mm) == 2):
+        return
+    takes, given = ("volumes", "single slices") if flat[0] else ("single slices", "volumes")
+    raise InputError(
+        f"'{card.title}' takes {takes}, and these are {given}: choose another method, such as svf."
+    )
+
+
+def check_planes(request: Request) -> None:
+    """Two single slices in one plane, where nothing will bring them there."""
+    fixed, moving = request.fixed, request.moving
+    single = [axis for axis, size in enumerate(array_of(moving).shape) if size == 1]
+    if not single or request.initial is not None or request.settings.init != "identity":
+        return
+    corners = _corners(fixed)
+    away = (corners @ np.linalg.inv(world_from_voxel(moving)).T)[:, single[0]]
+    if np.abs(away).max() > 0.5:
+        distance = np.abs(away).max() * np.linalg.norm(world_from_voxel(moving)[:3, single[0]])
+        raise InputError(
+            f"The slices '{fixed.GetName()}' and '{moving.GetName()}' lie in different planes, up to "
+            f"{distance:.3g} mm apart, and no initial alignment is set: choose one, such as Automatic."
         )
 
 
@@ -123,6 +152,11 @@ def check_initial(request: Request) -> list[str]:
 
 def _box(volume: Any) -> tuple[Any, Any]:
     """Lowest and highest world coordinates of a volume's voxel centres."""
-    last = np.array(array_of(volume).shape) - 1
-    corners = np.array([[*(last * c), 1] for c in np.ndindex(2, 2, 2)]) @ world_from_voxel(volume).T
+    corners = _corners(volume)
     return corners[:, :3].min(axis=0), corners[:, :3].max(axis=0)
+
+
+def _corners(volume: Any) -> Any:
+    """World coordinates (8, 4) of the outermost voxel centres."""
+    last = np.array(array_of(volume).shape[:3]) - 1
+    return np.array([[*(last * c), 1] for c in np.ndindex(2, 2, 2)]) @ world_from_voxel(volume).T

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from DiffeoRegLib.catalog import Card
 from DiffeoRegLib.errors import InputError, SettingsError
+from DiffeoRegLib.settings import PRESETS
 from DiffeoRegLib.stiffness import REGIONAL_SIGMAS, shares_of
+from DiffeoRegPanel.nodes.pathology import Seen, look_at
 from DiffeoRegPanel.nodes.points import points_of
 from DiffeoRegPanel.nodes.segmentations import labels_of, mask_of, matched_labels, overlap_notes
 from DiffeoRegPanel.request import NORMAL, Matching, Region, Request
@@ -14,6 +17,8 @@ from DiffeoRegPanel.request_nodes import carried_nodes
 
 SEGMENTATION, LABEL_MAP = "vtkMRMLSegmentationNode", "vtkMRMLLabelMapVolumeNode"
 MARKUPS, MODEL = "vtkMRMLMarkupsNode", "vtkMRMLModelNode"
+COMPARABLE = ("lncc", "lncc-squared", "mk-lncc", "mse")
+"""Similarities with which a metamorphosis can search, as methods/metamorphosis.py of the engine has them."""
 
 
 def check_mask(what: str, region: Region | None, volume: Any) -> None:
@@ -31,17 +36,13 @@ def check_mask(what: str, region: Region | None, volume: Any) -> None:
 def check_needs(request: Request, card: Card) -> list[str]:
     """What the chosen method must be given, and what it has no use for."""
     notes = []
-    if card.needs_pathology_mask and request.pathology is None:
-        raise InputError(
-            f"The method '{card.title}' needs to know where the pathology is: choose a segmentation, one of "
-            "its segments or a label map as pathology mask."
-        )
     if card.needs_region_labels and request.regions is None:
         raise InputError(
             f"The method '{card.title}' needs regions: choose a segmentation of the moving volume as regions."
         )
     for what, region, used in (
-        ("pathology mask", request.pathology, card.needs_pathology_mask),
+        ("fixed pathology", request.pathology.fixed, card.needs_pathology_mask),
+        ("moving pathology", request.pathology.moving, card.needs_pathology_mask),
         ("regions", request.regions, card.needs_region_labels),
     ):
         if region is not None and not used:
@@ -53,9 +54,37 @@ def check_needs(request: Request, card: Card) -> list[str]:
         raise InputError(
             f"The method '{card.title}' does not use a stiffness: leave it out, or choose a method that does."
         )
-    check_mask("pathology mask", request.pathology, request.fixed)
+    notes += _check_pathology(request, card)
     if request.regions is not None:
         notes += _check_regions(request, request.regions)
+    return notes
+
+
+def check_comparable(card: Card, similarity: str) -> None:
+    """A search for a change compares intensities; a network's refinement asks for that in the run."""
+    if not card.trained and similarity not in COMPARABLE:
+        raise InputError(
+            f"'{card.title}' explains a lesion by a difference of intensities, which '{similarity}' does not "
+            f"compare: choose one of {', '.join(COMPARABLE)}, or svf with a mask that excludes the lesion."
+        )
+
+
+def _check_pathology(request: Request, card: Card) -> list[str]:
+    """Marks that leave something healthy, each on its own volume; the engine says when there are none."""
+    marks, notes = request.pathology, []
+    if not 0 <= marks.edge_mm < math.inf:
+        raise InputError(
+            f"The soft edge of a pathology cannot be {marks.edge_mm!r} mm wide: choose 0 mm or more."
+        )
+    for region, volume in ((marks.fixed, request.fixed), (marks.moving, request.moving)):
+        seen = Seen(empty=True) if region is None else look_at(region, volume)
+        if seen.problem:
+            raise InputError(seen.problem)
+        if seen.note and not seen.reported:
+            notes.append(seen.note)
+        if not seen.empty:
+            settings = request.settings
+            check_comparable(card, settings.similarity or PRESETS[settings.preset].similarity)
     return notes
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import slicer
@@ -12,7 +13,7 @@ from DiffeoRegLib.errors import InputError, SettingsError
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.stiffness import STIFFNESS, Stiffness, stiffness_of
 from DiffeoRegPanel.registration import Registration, RegistrationResult
-from DiffeoRegPanel.request import Matching, Outputs, Region, Request
+from DiffeoRegPanel.request import Marks, Matching, Outputs, Region, Request
 from DiffeoRegPanel.runner import Event
 
 
@@ -27,7 +28,7 @@ def request_from_call(fixed: Any, moving: Any, settings: Settings, **given: Any)
         moving_mask=region_of(given["movingMask"], exclude=given["excludeMovingMask"]),
         guidance=_matching(given, "Guidance"),
         evaluation=_matching(given, "Evaluation"),
-        pathology=region_of(given["pathologyMask"]),
+        pathology=_marks(given),
         regions=region_of(given["regionSegmentation"]),
         stiffness=_by_id(given["regionSegmentation"], given["stiffness"] or {}),
         rest=stiffness_from(given["rest"]),
@@ -40,6 +41,30 @@ def request_from_call(fixed: Any, moving: Any, settings: Settings, **given: Any)
             given["storage"],
         ),
     )  # fmt: skip
+
+
+def classes_of(given: Any) -> Region | None:
+    """A node, or (node, one or several of its segments or labels), as a Region.
+
+    Raises InputError for a segment that is not there, and for a label that is no number.
+    """
+    if given is None:
+        return None
+    node, chosen = given if isinstance(given, tuple | list) and len(given) == 2 else (given, ())
+    names = [chosen] if isinstance(chosen, str | int) else list(chosen)
+    region = region_of(node)
+    assert region is not None
+    if node.IsA("vtkMRMLSegmentationNode"):
+        return replace(region, classes=tuple(segment_id(node, str(name)) for name in names))
+    if not all(str(name).lstrip("-").isdigit() for name in names):
+        raise InputError(f"The labels of '{node.GetName()}' are whole numbers, not {names}.")
+    return replace(region, classes=tuple(str(int(name)) for name in names))
+
+
+def _marks(given: Mapping[str, Any]) -> Marks:
+    edge = given["pathologyEdge"]
+    marks = Marks(classes_of(given["fixedPathology"]), classes_of(given["movingPathology"]))
+    return marks if edge is None else replace(marks, edge_mm=float(edge))
 
 
 def settings_of(

@@ -63,6 +63,14 @@ class Views:
         """The local change of size over the fixed volume."""
         self._show(fixed, volume, 0.6)
 
+    def show_change(self, volume: Any, moved: Any) -> None:
+        """What a lesion adds or takes away, over the moved volume, which is dimmed where nothing changes."""
+        self._show(moved, volume, 0.6)
+
+    def show_over(self, fixed: Any, volume: Any) -> None:
+        """A volume that hides the fixed one, which comes out when the upper layer is faded."""
+        self._show(fixed, volume, 1.0)
+
     def show_deformed_grid(self, transform: Any, fixed: Any, on: bool = True) -> None:
         """Draw a regular grid as the transform bends it, over the slices; `on` False takes it away."""
         if transform.GetDisplayNode() is None:
@@ -109,6 +117,7 @@ class Views:
     def _show(self, background: Any, foreground: Any, opacity: float) -> None:
         for view in self._composites():
             self._before.setdefault(view.GetID(), _read_layers(view))
+            view.SetCompositing(slicer.vtkMRMLSliceCompositeNode.Alpha)
             view.SetBackgroundVolumeID(background.GetID())
             view.SetForegroundVolumeID(None if foreground is None else foreground.GetID())
             view.SetForegroundOpacity(opacity)
@@ -206,7 +215,7 @@ def _show_like(node: Any, other: Any) -> None:
 
 def _read_layers(view: Any) -> dict[str, Any]:
     layers: dict[str, Any] = {name: getattr(view, f"Get{name}VolumeID")() for name in LAYERS}
-    return layers | {"opacity": view.GetForegroundOpacity()}
+    return layers | {"opacity": view.GetForegroundOpacity(), "compositing": view.GetCompositing()}
 
 
 def _write_layers(view: Any, layers: dict[str, Any], scene: Any) -> None:
@@ -216,3 +225,4 @@ def _write_layers(view: Any, layers: dict[str, Any], scene: Any) -> None:
         set_layer: Callable[[Any], None] = getattr(view, f"Set{name}VolumeID")
         set_layer(identifier if there else None)
     view.SetForegroundOpacity(layers["opacity"])
+    view.SetCompositing(layers["compositing"])

@@ -7,6 +7,7 @@ from typing import Any
 
 from DiffeoRegLib.exchange import Image
 from DiffeoRegPanel.nodes import points, segmentations, transforms, volumes
+from DiffeoRegPanel.nodes.pathology import marks_of
 from DiffeoRegPanel.request import NORMAL, Matching, Region, Request
 
 
@@ -28,7 +29,7 @@ def job_of(request: Request) -> tuple[dict[str, Any], dict[int, str]]:
         "masks": _masks(request),
         "guidance": _matching(request.guidance, request),
         "evaluation": _matching(request.evaluation, request),
-        "pathology": None if request.pathology is None else {"fixed": _mask(request.pathology, fixed)},
+        "pathology": _pathology(request),
         "regions": regions,
         "stiffness": {
             str(label): request.stiffness.get(entry.key, NORMAL) for label, entry in entries.items()
@@ -55,6 +56,16 @@ def _masks(request: Request) -> dict[str, Any] | None:
         "exclude_fixed": fixed is not None and fixed.exclude,
         "exclude_moving": moving is not None and moving.exclude,
     }
+
+
+def _pathology(request: Request) -> dict[str, Any] | None:
+    """Marks on the voxels of the volume they belong to; which classes count is settled here."""
+    marks = request.pathology
+    if not marks:
+        return None
+    sides = (("fixed", marks.fixed, request.fixed), ("moving", marks.moving, request.moving))
+    found = {side: None if region is None else marks_of(region, volume) for side, region, volume in sides}
+    return {**found, "edge_mm": marks.edge_mm}
 
 
 def _mask(region: Region | None, volume: Any) -> Image | None:

@@ -8,8 +8,9 @@ from typing import Any
 from slicer.i18n import tr as _
 
 from DiffeoRegLib.catalog import CARDS, Card
-from DiffeoRegLib.errors import DiffeoRegError
+from DiffeoRegLib.errors import DiffeoRegError, InputError
 from DiffeoRegLib.settings import INIT_NETWORK, PRESETS, Settings
+from DiffeoRegPanel.checks_images import check_model
 from DiffeoRegPanel.panel_choices import ChoiceBox, fixed_choices, methods, presets
 from DiffeoRegPanel.panel_steps import StepsControl
 from DiffeoRegPanel.parameters import dense_iterations_of, own_kernels, settings_from
@@ -121,8 +122,12 @@ class ModelSection:
             return _("'{title}' is used from Python (settings={{'weights': file}}): choose another.").format(
                 title=card.title
             )
-        if card is not None and card.needs_pathology_mask and parameters.pathology.node is None:
-            return _("This method needs a pathology mask: choose one under 'Masks and segmentations'.")
+        pair = (parameters.fixed, parameters.moving)
+        if card is not None and None not in map(dimensions_of, pair):
+            try:
+                check_model(card, *pair)
+            except InputError as error:
+                return str(error)
         if card is not None and card.needs_region_labels and parameters.regions.node is None:
             return _("This method needs regions: choose a segmentation under 'Masks and segmentations'.")
         return ""
@@ -139,7 +144,7 @@ class ModelSection:
             settings = None  # `problem` says it
         if fixed is None or moving is None or settings is None:
             self._ui.estimateText.setText(_("Shown when both volumes are chosen."))
-            self._ui.storageSize.setText("")
+            self._ui.storageSize.setVisible(False)
             return
         found = self._services.estimate(
             card, settings, fixed, self._parameters.fixed.GetSpacing(), moving, self._device(),
@@ -148,7 +153,7 @@ class ModelSection:
         )  # fmt: skip
         self._ui.estimateText.setText(found.sentence)
         size = megabytes(found.transform_mb)
-        self._ui.storageSize.setText(_("About {size} for the transforms.").format(size=size))
+        self._ui.storageSize.setText(_("Transforms: {size}.").format(size=size))
 
     def _device(self) -> str:
         """What the run will compute on, as far as it is known before the worker has been asked."""

@@ -18,6 +18,8 @@ from DiffeoRegPanel.request import NORMAL
 REST_KEY = ""
 """Stands for everything that lies in no region; no segment has an empty ID."""
 MOST_ROWS = 6
+REGION_WIDTH = 130
+"""Pixels: the longest name of our own fits in one line."""
 SEGMENT_EVENTS = ("SegmentAdded", "SegmentRemoved", "SegmentModified")
 
 
@@ -154,6 +156,7 @@ class StiffnessTable:
         self._node: Any = None
         table.setColumnCount(2)
         table.setHorizontalHeaderLabels([_("Region"), _("Stiffness")])
+        table.setColumnWidth(0, REGION_WIDTH)
         table.verticalHeader().setVisible(False)
         table.horizontalHeader().setStretchLastSection(True)
 

@@ -12,8 +12,13 @@ from slicer.i18n import tr as _
 from DiffeoRegPanel.display import Flicker, Views
 from DiffeoRegPanel.panel_run import POLL_MS, Status
 
-VIEWS = ("blendButton", "checkerboardButton", "flickerButton", "jacobianButton")
-ROWS = ("resultFolds", "resultInverse", "resultSimilarity", "resultDice", "resultLandmarks", "resultCheck")
+LESION_VIEWS = {"changeButton": "change", "metamorphicButton": "metamorphic", "healthyButton": "healthy"}
+"""Buttons that are there for a result with a change of appearance -> the parameter with the volume."""
+VIEWS = ("blendButton", "checkerboardButton", "flickerButton", "jacobianButton", *LESION_VIEWS)
+ROWS = (
+    "resultFolds", "resultInverse", "resultSimilarity", "resultDice", "resultLandmarks", "resultCheck",
+    "resultPathology",
+)  # fmt: skip
 
 
 class ResultSection:
@@ -59,6 +64,8 @@ class ResultSection:
         self._ui.checkerboardButton.setEnabled(on_fixed)
         self._ui.jacobianButton.setEnabled(pair and p.jacobian is not None)
         self._ui.gridButton.setEnabled(pair and p.resultTransform is not None)
+        for button, name in LESION_VIEWS.items():
+            getattr(self._ui, button).setVisible(pair and p.getValue(name) is not None)
         self._ui.pathSlider.setEnabled(self._path_allowed and p.velocity is not None)
         for widget in (self._ui.pathSlider, self._ui.pathSliderLabel):
             widget.setVisible(p.velocity is not None)
@@ -145,6 +152,12 @@ class ResultSection:
         self._press("")
         if name == "jacobianButton":
             self.views.show_jacobian(p.jacobian, p.resultFixed)
+        elif name == "changeButton":
+            self.views.show_change(p.change, p.resultMoving)
+        elif name == "metamorphicButton":
+            self.views.show_blend(p.resultFixed, p.metamorphic)
+        elif name == "healthyButton":
+            self.views.show_over(p.resultFixed, p.healthy)
         else:
             show[name](p.resultFixed, p.resultMoving)
         self._press(name)
@@ -184,8 +197,8 @@ class ResultSection:
             self._status.failed(error)
 
 
-def sentences(report: Mapping[str, Any]) -> tuple[str, str, str, str, str, str]:
-    """Folds, inverse error, similarity, Dice, landmarks and self-check of a report; empty: not in it."""
+def sentences(report: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the ROWS say of a report; empty: not in it."""
     return (
         _folds(report.get("folds") or {}),
         _inverse(report.get("inverse_consistency_mm") or {}),
@@ -193,6 +206,7 @@ def sentences(report: Mapping[str, Any]) -> tuple[str, str, str, str, str, str]:
         _before_after((report.get("labels") or {}).get("mean") or {}, "dice", "{:.3f}"),
         _before_after(report.get("landmarks") or {}, "mean", "{:.2f} mm"),
         str(report.get("self_check") or ""),
+        _pathology(report.get("pathology") or {}),
     )
 
 
@@ -215,6 +229,18 @@ def _inverse(error: Mapping[str, Any]) -> str:
     )
 
 
+def _pathology(found: Mapping[str, Any]) -> str:
+    """`2.3 ml marked, change +41 on average (-3 to 120)`."""
+    marked = [found.get(f"{side}_mm3") for side in ("fixed", "moving")]
+    words = [_("{ml:.3g} ml marked").format(ml=volume / 1000) for volume in marked if volume is not None]
+    change = found.get("change") or {}
+    if not words or change.get("mean") is None:
+        return _(" and ").join(words)
+    return _("{marked}, change {mean:+.3g} on average ({low:.3g} to {high:.3g})").format(
+        marked=_(" and ").join(words), mean=change["mean"], low=change["min"], high=change["max"]
+    )
+
+
 def _before_after(stages: Mapping[str, Any], name: str, form: str) -> str:
     """`0.412 before, 0.803 aligned, 0.957 registered`, as far as there are numbers."""
     words = (("given", _("before")), ("initial", _("aligned")), ("final", _("registered")))
@@ -224,7 +250,7 @@ def _before_after(stages: Mapping[str, Any], name: str, form: str) -> str:
 
 def kept_numbers(report: Mapping[str, Any], self_check: str) -> str:
     """The part of a report that this section shows, as JSON for the scene."""
-    names = ("folds", "inverse_consistency_mm", "similarity", "labels", "landmarks")
+    names = ("folds", "inverse_consistency_mm", "similarity", "labels", "landmarks", "pathology")
     kept: dict[str, Any] = {name: report.get(name) for name in names}
     if kept["labels"]:
         kept["labels"] = {"mean": kept["labels"].get("mean")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Union
 
 from slicer import (
@@ -20,10 +20,10 @@ from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper, param
 
 from DiffeoRegLib.catalog import Card, card, check_steps
 from DiffeoRegLib.errors import SettingsError
-from DiffeoRegLib.settings import Settings
+from DiffeoRegLib.settings import PATHOLOGY_EDGE_MM, Settings
 from DiffeoRegLib.stiffness import REGIONAL_SIGMAS, REST, stiffness_of
 from DiffeoRegPanel.nodes.volumes import FIXED
-from DiffeoRegPanel.request import Matching, Outputs, Region, Request
+from DiffeoRegPanel.request import Marks, Matching, Outputs, Region, Request
 
 AS_PRESET = -1  # refinement iterations
 WIDTHS, WEIGHTS = "Kernel widths", "Kernel weights"
@@ -38,6 +38,26 @@ class RegionChoice:
     node: RegionNode
     segment: str = ""
     exclude: bool = False
+
+
+@parameterPack
+class MarksChoice:
+    """A segmentation or label map, and those of its segments or labels that count.
+
+    classes: JSON list of segment IDs or of labels as text; empty: all.
+    """
+
+    node: RegionNode
+    classes: str = ""
+
+
+@parameterPack
+class PathologyChoice:
+    """What only one of the volumes shows, and how wide the marks of it fade, mm."""
+
+    fixed: MarksChoice
+    moving: MarksChoice
+    edge: Annotated[float, WithinRange(0.0, 50.0)] = PATHOLOGY_EDGE_MM
 
 
 @parameterPack
@@ -116,7 +136,7 @@ class DiffeoRegParameterNode:
     velocity: what the slider follows: a velocity or a momentum.
     resultMoving: the moved volume, or the moving one under its transform; resultSource: the moving one;
     resultTransform: what brings it there, also when the next run shall make a new one.
-    report: JSON.
+    change, metamorphic, healthy: what a lesion changes, of a method that finds it.  report: JSON.
     """
 
     fixed: vtkMRMLScalarVolumeNode
@@ -125,7 +145,7 @@ class DiffeoRegParameterNode:
     model: ModelChoice
     fixedMask: RegionChoice
     movingMask: RegionChoice
-    pathology: RegionChoice
+    pathology: PathologyChoice
     regions: RegionChoice
     stiffness: str = "{}"
     rest: str = REST
@@ -140,6 +160,9 @@ class DiffeoRegParameterNode:
     advanced: AdvancedChoice
     velocity: vtkMRMLScalarVolumeNode
     jacobian: vtkMRMLScalarVolumeNode
+    change: vtkMRMLScalarVolumeNode
+    metamorphic: vtkMRMLScalarVolumeNode
+    healthy: vtkMRMLScalarVolumeNode
     reportTable: vtkMRMLTableNode
     resultFixed: vtkMRMLScalarVolumeNode
     resultMoving: vtkMRMLScalarVolumeNode
@@ -195,7 +218,7 @@ def request_from(parameters: Any, *, device: str = "auto", threads: int | None =
         moving_mask=region_from(parameters.movingMask),
         guidance=_matching_from(parameters.guidance) if method.deformable else Matching(),
         evaluation=_matching_from(parameters.evaluation),
-        pathology=region_from(parameters.pathology) if method.needs_pathology_mask else None,
+        pathology=marks_from(parameters.pathology) if method.needs_pathology_mask else Marks(),
         regions=region_from(parameters.regions) if method.needs_region_labels else None,
         **(_stiffness_from(parameters) if method.needs_region_labels else {}),
         segmentations=(*_present(parameters.segmentations), *_present(parameters.labelMaps)),
@@ -221,6 +244,29 @@ def release_outputs(parameters: Any) -> None:
 def region_from(choice: Any) -> Region | None:
     """The region chosen, None without a node."""
     return None if choice.node is None else Region(choice.node, choice.segment, choice.exclude)
+
+
+def marks_from(choice: Any) -> Marks:
+    """The marks chosen on either volume."""
+    sides = (choice.fixed, choice.moving)
+    fixed, moving = (
+        None if side.node is None else Region(side.node, classes=classes_from(side)) for side in sides
+    )
+    return Marks(fixed, moving, choice.edge)
+
+
+def classes_from(choice: Any) -> tuple[str, ...]:
+    """The segments or labels that count; none for all, and where an edited scene made them unreadable."""
+    try:
+        stored = json.loads(choice.classes or "[]")
+    except ValueError:
+        return ()
+    return tuple(map(str, stored)) if isinstance(stored, list) else ()
+
+
+def keep_classes(choice: Any, classes: Sequence[str] | None) -> None:
+    """Store the segments or labels that count; None for all, and an empty sequence for none."""
+    choice.classes = "" if classes is None else json.dumps(list(classes))
 
 
 def numbers_from(text: str, what: str) -> tuple[float, ...] | None:

@@ -14,6 +14,7 @@ from DiffeoRegLib.exchange import Image
 from DiffeoRegPanel.checks import check_not_moved, check_request, check_still_there, voxel_places
 from DiffeoRegPanel.job import job_of
 from DiffeoRegPanel.nodes import (
+    appearance,
     hierarchy,
     momentum,
     places,
@@ -63,7 +64,7 @@ class RegistrationResult:
     movingRegulariser, fixedRegulariser: width of a geodesic's regulariser, mm, at its start on the moving
     volume and at its end on the fixed one.
     appearanceChange, metamorphicVolume, healthyVolume: what a lesion adds to the moved volume, their sum, and
-    the fixed volume as if without it.
+    the volume that shows the lesion as if without it, on the fixed voxels.
     segmentations, markups, models: what was carried to the fixed volume, in the order of the request.
     report: see Resources/docs/report.md.  selfCheck: whether Slicer shows what the engine computed.
     """
@@ -252,14 +253,18 @@ def _velocity(request: Request, answer: dict[str, Any], scene: Any, parent: Matr
 def _appearance(
     request: Request, found: Mapping[str, Image], former: Mapping[str, Any], result: RegistrationResult
 ) -> None:
-    """What a lesion adds, the moved volume with it, and the fixed volume without it."""
+    """What a lesion adds, the moved volume with it, the ill volume without it, on the fixed voxels."""
     fixed, moving = request.fixed, request.moving
-    for key, kind, words, like in (
-        ("appearanceChange", "change", "appearance change", None),
-        ("metamorphicVolume", "metamorphic", "metamorphic", moving),
-        ("healthyVolume", "healthy", "without pathology", fixed),
+    result.appearanceChange = appearance.change_on(
+        fixed, found["change"], f"{fixed.GetName()} appearance change", node=former.get("appearanceChange")
+    )
+    # As the engine has it: with marks of the moving volume only, that one is the patient.
+    only_moving = request.pathology.fixed is None and request.pathology.moving is not None
+    ill, where = (moving, f" on {fixed.GetName()}") if only_moving else (fixed, "")
+    for key, kind, name, like in (
+        ("metamorphicVolume", "metamorphic", f"{moving.GetName()} on {fixed.GetName()} with change", moving),
+        ("healthyVolume", "healthy", f"{ill.GetName()}{where} without pathology", ill),
     ):
-        name = f"{fixed.GetName()} {words}"
         node = volumes.volume_on(fixed, found[kind], name, node=former.get(key), display_like=like)
         setattr(result, key, node)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from DiffeoRegLib.settings import Settings
+from DiffeoRegLib.settings import PATHOLOGY_EDGE_MM, Settings
 from DiffeoRegLib.stiffness import REST, Stiffness
 
 STORAGES = ("half", "full")
@@ -20,11 +20,33 @@ class Region:
 
     node: vtkMRMLSegmentationNode or vtkMRMLLabelMapVolumeNode.  segment_id: one segment of it; empty = all.
     exclude: the marked voxels are left out instead of being the only ones that count (masks only).
+    classes: several segments by their IDs, or labels as text; empty = as `segment_id` says.
     """
 
     node: Any
     segment_id: str = ""
     exclude: bool = False
+    classes: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The segments or labels that count, by ID or as text; empty = all."""
+        return self.classes or ((self.segment_id,) if self.segment_id else ())
+
+
+@dataclass(frozen=True, eq=False)
+class Marks:
+    """Where one volume shows what the other has nothing for: each marked in the space of its volume.
+
+    edge_mm: width over which the marks fade beyond their border.
+    """
+
+    fixed: Region | None = None
+    moving: Region | None = None
+    edge_mm: float = PATHOLOGY_EDGE_MM
+
+    def __bool__(self) -> bool:
+        return self.fixed is not None or self.moving is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +89,7 @@ class Outputs:
 class Request:
     """One registration of the moving volume to the fixed volume.
 
+    pathology: what only one of the volumes shows, for the methods that ask for it.
     regions: parts of the moving volume of different stiffness (region-specific methods).
     stiffness: segment id of `regions` -> its stiffness, NORMAL where it is missing.
     rest: stiffness of everything else.
@@ -81,7 +104,7 @@ class Request:
     moving_mask: Region | None = None
     guidance: Matching = field(default_factory=Matching)
     evaluation: Matching = field(default_factory=Matching)
-    pathology: Region | None = None
+    pathology: Marks = field(default_factory=Marks)
     regions: Region | None = None
     stiffness: Mapping[str, Stiffness] = field(default_factory=dict)
     rest: Stiffness = REST

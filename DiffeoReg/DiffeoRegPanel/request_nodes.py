@@ -35,7 +35,8 @@ def inputs_of(request: Request) -> Iterator[Named]:
     regions = {
         "fixed mask": request.fixed_mask,
         "moving mask": request.moving_mask,
-        "pathology mask": request.pathology,
+        "fixed pathology": request.pathology.fixed,
+        "moving pathology": request.pathology.moving,
         "regions": request.regions,
     }
     nodes: dict[str, Any] = {

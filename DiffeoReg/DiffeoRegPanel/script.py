@@ -11,7 +11,7 @@ from typing import Any
 from DiffeoRegLib.catalog import card, check_steps
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.stiffness import REST, Stiffness
-from DiffeoRegPanel.request import Matching, Outputs, Region, Request
+from DiffeoRegPanel.request import Marks, Matching, Outputs, Region, Request
 
 NAMED_SETTINGS = ("method", "steps", "preset", "effort")
 WILDCARDS = "*?[]"
@@ -70,8 +70,7 @@ def arguments_of(request: Request) -> list[tuple[str, str]]:
                 found.append((f"exclude{side.capitalize()}Mask", "True"))
     found += _matching_arguments("Guidance", request.guidance)
     found += _matching_arguments("Evaluation", request.evaluation)
-    if request.pathology is not None:
-        found.append(("pathologyMask", _region_text(request.pathology)))
+    found += _pathology_arguments(request.pathology)
     if request.regions is not None:
         found.append(("regionSegmentation", _region_text(request.regions)))
     if request.stiffness:
@@ -117,13 +116,29 @@ def command_lines(request: Request) -> list[str]:
             words += [f"--exclude-{side}-mask"] if mask.exclude else []
     words += _segmentation_words(request, left_out)
     words += _region_words(request, left_out)
-    words += [] if request.pathology is None else ["--pathology", _file_of(request.pathology.node)]
+    words += _pathology_words(request.pathology, left_out)
     left_out += [name for name in ("markups", "models") if getattr(request, name)]
     comments = ["# The same from a command line, with the nodes saved to these files:"]
     comments += _wrapped(words)
     if left_out:
         comments.append(f"# Not on the command line: {', '.join(left_out)}.")
     return comments
+
+
+def _pathology_words(marks: Marks, left_out: list[str]) -> list[str]:
+    """The command has one choice of labels for both images; a segment's label in a file is not known here."""
+    words = []
+    for flag, region in (("--pathology", marks.fixed), ("--pathology-moving", marks.moving)):
+        words += [] if region is None else [flag, _file_of(region.node)]
+    sides = [region for region in (marks.fixed, marks.moving) if region is not None]
+    chosen = {region.keys for region in sides}
+    if len(chosen) == 1 and all(region.node.IsA("vtkMRMLLabelMapVolumeNode") for region in sides):
+        words += ["--pathology-classes", ",".join(*chosen)] if any(chosen) else []
+    elif any(chosen):
+        left_out.append("classes of the pathology (--pathology-classes A,B, by the labels of the file)")
+    if marks and marks.edge_mm != Marks().edge_mm:
+        words += ["--pathology-edge-mm", f"{marks.edge_mm:g}"]
+    return words
 
 
 def _initial_words(request: Request, left_out: list[str]) -> list[str]:
@@ -196,6 +211,26 @@ def _matching_arguments(kind: str, matching: Matching) -> list[tuple[str, str]]:
     return found
 
 
+def _pathology_arguments(marks: Marks) -> list[tuple[str, str]]:
+    found = []
+    for side, region in (("fixed", marks.fixed), ("moving", marks.moving)):
+        if region is not None:
+            found.append((f"{side}Pathology", _classes_text(region)))
+    if marks and marks.edge_mm != Marks().edge_mm:
+        found.append(("pathologyEdge", repr(marks.edge_mm)))
+    return found
+
+
+def _classes_text(region: Region) -> str:
+    """The node, or (node, [segments by name where only one has it, else by ID, or labels])."""
+    node = node_text(region.node)
+    if not region.keys:
+        return node
+    if region.node.IsA("vtkMRMLLabelMapVolumeNode"):
+        return f"({node}, [{', '.join(region.keys)}])"
+    return f"({node}, {[_segment_name(region.node, key) for key in region.keys]!r})"
+
+
 def _output_arguments(outputs: Outputs) -> list[tuple[str, str]]:
     nodes = (
         ("outputTransform", outputs.transform),
@@ -220,18 +255,18 @@ def _output_arguments(outputs: Outputs) -> list[tuple[str, str]]:
 def _region_text(region: Region) -> str:
     """The node, or (node, segment): by name where only one segment has it, else by ID."""
     node = node_text(region.node)
-    return f"({node}, {_segment_name(region)!r})" if region.segment_id else node
+    return f"({node}, {_segment_name(region.node, region.segment_id)!r})" if region.segment_id else node
 
 
-def _segment_name(region: Region) -> str:
-    segmentation = region.node.GetSegmentation()
-    segment = segmentation.GetSegment(region.segment_id)
+def _segment_name(node: Any, key: str) -> str:
+    segmentation = node.GetSegmentation()
+    segment = segmentation.GetSegment(key)
     if segment is None:
-        return region.segment_id
+        return key
     name = segment.GetName() or ""
     names = [segmentation.GetNthSegment(i).GetName() for i in range(segmentation.GetNumberOfSegments())]
     clear = names.count(name) == 1 and segmentation.GetSegment(name) is None
-    return name if clear else region.segment_id
+    return name if clear else key
 
 
 def _several_text(nodes: Sequence[Any]) -> str:

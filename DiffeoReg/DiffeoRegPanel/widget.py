@@ -12,6 +12,7 @@ from slicer.i18n import tr as _
 from DiffeoRegLib.errors import DiffeoRegError
 from DiffeoRegPanel.panel_choices import CheckedNodes, MachineBox
 from DiffeoRegPanel.panel_model import ModelSection
+from DiffeoRegPanel.panel_pathology import PathologySection
 from DiffeoRegPanel.panel_regions import RegionSelector, StiffnessTable
 from DiffeoRegPanel.panel_result import ResultSection, kept_numbers
 from DiffeoRegPanel.panel_run import RunControl, Status
@@ -20,7 +21,7 @@ from DiffeoRegPanel.parameters import release_outputs, request_from
 from DiffeoRegPanel.request import Request
 
 REGIONS = {
-    "fixedMask": "fixedMask", "movingMask": "movingMask", "pathology": "pathology",
+    "fixedMask": "fixedMask", "movingMask": "movingMask",
     "guidanceFixed": "guidance.fixed", "guidanceMoving": "guidance.moving",
     "evaluationFixed": "evaluation.fixed", "evaluationMoving": "evaluation.moving",
 }  # fmt: skip
@@ -73,6 +74,7 @@ class Panel(slicer.util.VTKObservationMixin):
         self.regions = [RegionSelector(self.ui, prefix, name) for prefix, name in REGIONS.items()]
         self.checked = [CheckedNodes(getattr(self.ui, name), lists) for name, lists in CHECKED.items()]
         self.stiffness = StiffnessTable(self.ui.stiffnessTable, self._update_apply)
+        self.pathology = PathologySection(self.ui, lambda: self.model.card, self._update_apply)
         self.result = ResultSection(self.ui, self.status, self.logic.path)
         self.run = RunControl(self.ui, self.status, self._begin, self._done, self._run_changed)
         for name in SECTIONS:  # what is hidden in a section stays hidden when the section opens
@@ -118,12 +120,19 @@ class Panel(slicer.util.VTKObservationMixin):
         found = [self.model.problem(), *(region.problem() for region in self.regions)]
         if self.model.card is not None and self.model.card.needs_region_labels:
             found.append(self.stiffness.problem())
+        found.append(self.pathology.problem())
         return next((sentence for sentence in [*found, self.setup_box.problem] if sentence), "")
 
     def request(self) -> Request:
         """What Apply would ask for."""
         machine = self.services.machine
         return request_from(self.parameters, device=machine.device, threads=machine.threads)
+
+    @property
+    def _parts(self) -> tuple[Any, ...]:
+        """What shows parameters, the model first: it says which controls are used."""
+        parts = (self.model, *self.regions, *self.checked, self.stiffness, self.pathology, self.result)
+        return parts
 
     # The scene
 
@@ -156,7 +165,7 @@ class Panel(slicer.util.VTKObservationMixin):
             self._gui_tag = parameters.connectGui(self.ui)
             self.addObserver(parameters, vtk.vtkCommand.ModifiedEvent, self._parameters_modified)
             self._pair = (parameters.fixed, parameters.moving)
-        for part in (self.model, *self.regions, *self.checked, self.stiffness, self.result):
+        for part in self._parts:
             part.bind(parameters)
         self._update_apply()
 
@@ -179,7 +188,7 @@ class Panel(slicer.util.VTKObservationMixin):
             if box.card is not self.model.card or box.aligner is not self.model.aligner:
                 self._look_at_setup()
             self._notice_pair()
-            for part in (self.model, *self.regions, *self.checked, self.stiffness, self.result):
+            for part in self._parts:
                 part.update()
             self._update_apply()
             self._note = self.model.take_note()
@@ -224,7 +233,8 @@ class Panel(slicer.util.VTKObservationMixin):
         problem = self.problem()
         self.ui.applyButton.setEnabled(not problem)
         self.ui.applyButton.setToolTip(problem or _("Start the registration."))
-        self.ui.copyPythonButton.setEnabled(self.parameters is not None and not self.model.problem())
+        copyable = self.parameters is not None and not (self.model.problem() or self.pathology.problem())
+        self.ui.copyPythonButton.setEnabled(copyable)
         if problem:
             self.status.say(problem)
         elif self.ui.statusLabel.text in ("", self._last_problem):
@@ -294,6 +304,8 @@ def keep_result(parameters: Any, result: Any, request: Request) -> None:
         if result.movedVolume is not None:
             parameters.outputs.volume = result.movedVolume
         parameters.velocity, parameters.jacobian = result.way, result.jacobianVolume
+        parameters.change, parameters.metamorphic = result.appearanceChange, result.metamorphicVolume
+        parameters.healthy = result.healthyVolume
         parameters.reportTable = result.reportTable
         parameters.resultFixed, parameters.resultSource = request.fixed, request.moving
         parameters.resultMoving = result.movedVolume or request.moving

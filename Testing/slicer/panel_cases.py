@@ -262,7 +262,8 @@ def result_nodes(fixed: Any, moving: Any) -> Any:
         outputTransform=scene.AddNewNodeByClass("vtkMRMLTransformNode", "MR -> CT"),
         inverseTransform=scene.AddNewNodeByClass("vtkMRMLTransformNode", "CT -> MR"),
         movedVolume=add_volume("MR on CT", 4), velocity=velocity, way=velocity,
-        jacobianVolume=add_volume("Jacobian", 5),
+        jacobianVolume=add_volume("Jacobian", 5), appearanceChange=None, metamorphicVolume=None,
+        healthyVolume=None,
         reportTable=scene.AddNewNodeByClass("vtkMRMLTableNode", "Report"), report=REPORT,
         selfCheck=SimpleNamespace(sentence=CHECK, ok=True), segmentations=[], markups=[], models=[],
     )  # fmt: skip

@@ -14,6 +14,7 @@ from DiffeoRegLib.catalog import CARDS
 from Testing.slicer import conftest  # noqa: F401 - makes qt, ctk and the panel importable
 from Testing.slicer.bench import core
 from Testing.slicer.bench.slicerbench import Bench
+from Testing.slicer.lesion_pictures import lesion_pictures
 from Testing.slicer.pictures import Pair, Result
 
 WIDTH = 430  # as wide as a module panel usually is
@@ -36,7 +37,9 @@ def panel_pictures(booted: core.Core, pair: Pair, folder: Path, settings: Path) 
         module = bench.load()
         panel = module.enter().panel
         show_states(bench, module.panel, panel, pair, folder)
-        return run(bench, module.panel, panel, folder)
+        result = run(bench, module.panel, panel, folder)
+        lesion_pictures(bench, module.panel, panel, folder, PATIENCE_SECONDS)
+        return result
     finally:
         bench.close()
 

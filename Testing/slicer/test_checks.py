@@ -15,7 +15,7 @@ from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.volumes import checks as engine_checks
 from DiffeoRegPanel import checks_images
 from DiffeoRegPanel.checks import check_request, check_still_there
-from DiffeoRegPanel.request import Matching, Outputs, Region, Request
+from DiffeoRegPanel.request import Marks, Matching, Outputs, Region, Request
 from Testing.slicer import region_cases as cases
 
 
@@ -214,22 +214,28 @@ def test_what_the_method_needs(monkeypatch, scene, good):
     monkeypatch.setitem(catalog.CARDS, "needy", needy)
     region = Region(organs(scene))
     request = dataclasses.replace(good, settings=Settings(method="needy"))
-    refused(request, "'Needy'", "where the pathology is", "pathology mask")
-    refused(request, "'Needy' needs regions", "choose a segmentation", pathology=region)
+    marks = Marks(fixed=region, moving=region)
+    refused(request, "'Needy' needs regions", "choose a segmentation", pathology=marks)
     hollow = Region(transform(scene, "hollow", "vtkMRMLSegmentationNode"))
-    refused(request, "'hollow' has no segments", pathology=hollow, regions=region)
-    refused(request, "'hollow' has no segments", pathology=region, regions=hollow)
+    refused(request, "'hollow' has no segments", pathology=Marks(moving=hollow), regions=region)
+    refused(request, "'hollow' has no segments", pathology=marks, regions=hollow)
+    refused(request, "soft edge", "choose 0 mm or more", pathology=Marks(edge_mm=-1.0), regions=region)
+    assert check_request(dataclasses.replace(request, regions=region)) != []  # no marks: the engine warns
     whole = dataclasses.replace(
         request,
-        pathology=region,
+        pathology=marks,
         regions=region,
         stiffness={"id-liver": "soft", "gone": (1.0, 0.0, 0.0, 0.0)},
     )
     notes = check_request(whole)
     assert any("Stiffness" in note and "gone" in note and "id-liver" not in note for note in notes)
     assert any("overlap" in note and "further down in the list" in note for note in notes)
-    for field, what in (("pathology", "pathology mask"), ("regions", "regions")):
-        refused(good, f"does not use the {what} 'organs'", "remove it", **{field: region})
+    for given, what in (
+        ({"pathology": Marks(fixed=region)}, "fixed pathology"),
+        ({"pathology": Marks(moving=region)}, "moving pathology"),
+        ({"regions": region}, "regions"),
+    ):
+        refused(good, f"does not use the {what} 'organs'", "remove it", **given)
     refused(good, "does not use a stiffness", "leave it out", stiffness={"id-liver": "soft"})
     with pytest.raises(DiffeoRegError, match="There is no method 'sfv'"):
         check_request(dataclasses.replace(good, settings=Settings(method="sfv")))

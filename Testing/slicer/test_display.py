@@ -23,7 +23,7 @@ def view(bench: Any) -> Any:
 def layers(view: Any) -> tuple[Any, ...]:
     return (
         view.GetBackgroundVolumeID(), view.GetForegroundVolumeID(), view.GetLabelVolumeID(),
-        view.GetForegroundOpacity(),
+        view.GetForegroundOpacity(), view.GetCompositing(),
     )  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def test_what_was_shown_before_comes_back(view: Any) -> None:
     before = layers(view)
     views = Views()
     views.show_blend(fixed, moved, 0.5)
-    assert layers(view) == (fixed.GetID(), moved.GetID(), None, 0.5)
+    assert layers(view) == (fixed.GetID(), moved.GetID(), None, 0.5, view.Alpha)
     views.show_jacobian(other, fixed)
     assert layers(view)[:2] == (fixed.GetID(), other.GetID())
     views.restore()
@@ -162,3 +162,18 @@ def test_the_buttons_press_and_release(bench: Any, view: Any) -> None:
     assert layers(view) == before
     panel.cleanup()
     assert [str(error) for error in qt.slotErrors] == []
+
+
+def test_a_change_lies_over_the_moved_volume_and_goes_again(view: Any) -> None:
+    from DiffeoRegPanel.display import Views
+
+    fixed, moved, change = (cases.add_volume(name, seed) for seed, name in enumerate(("F", "M", "C")))
+    view.SetCompositing(view.Subtract)  # as the user may have it
+    before = layers(view)
+    views = Views()
+    views.show_change(change, moved)
+    assert layers(view) == (moved.GetID(), change.GetID(), None, 0.6, view.Alpha)
+    views.show_over(fixed, moved)
+    assert layers(view) == (fixed.GetID(), moved.GetID(), None, 1.0, view.Alpha)
+    views.restore()
+    assert layers(view) == before

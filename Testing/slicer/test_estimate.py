@@ -110,6 +110,23 @@ def test_a_metamorphosis_takes_about_twice_the_iterations_of_svf() -> None:
     assert other.memory_mb == svf.memory_mb
 
 
+def test_a_trained_network_for_lesions_is_refined_at_the_price_of_a_metamorphosis() -> None:
+    needed = Measured(seconds=2.0, memory_mb=1400.0, voxels=80**3, cores=1, machine="one core")
+    plain = replace(CARDS["sitreg"], spacing_mm=(2.0,) * 3, measured=needed)
+    lesions = replace(plain, appearance_change=True)
+    for effort, least, most in (("fast", 1.0, 1.0), ("balanced", 1.2, 2.2)):
+        one, other = (
+            estimate(card, Settings(effort=effort), (160,) * 3, SPACING, (160,) * 3, cores=1)
+            for card in (plain, lesions)
+        )
+        assert least * one.cpu_seconds <= other.cpu_seconds <= most * one.cpu_seconds
+        assert "not measured" not in other.sentence
+    flat = replace(lesions, spacing_mm=(1.0, 1.0), measured=replace(needed, voxels=128**2, memory_mb=500.0))
+    found = estimate(flat, Settings(effort="fast"), (128, 128, 1), SPACING, (128, 128, 1), cores=1)
+    assert found.cpu_seconds == pytest.approx(2.0, abs=4.0)
+    assert found.memory_mb < 700
+
+
 def test_the_iterations_assumed_are_the_method_s() -> None:
     from DiffeoRegLib.methods import trained
 

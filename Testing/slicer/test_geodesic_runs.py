@@ -204,7 +204,8 @@ def test_what_the_engine_refuses_leaves_the_scene_alone(pair, runner, settings, 
 def call(pair, **given):
     """The request of a call from the console."""
     defaults = {name: None for name in (
-        "initialTransform", "fixedMask", "movingMask", "pathologyMask", "regionSegmentation", "stiffness",
+        "initialTransform", "fixedMask", "movingMask", "fixedPathology", "movingPathology", "pathologyEdge",
+        "regionSegmentation", "stiffness",
         "movingSegmentation", "movingMarkups", "movingModels", "outputTransform", "inverseTransform",
         "outputVolume",
         *(f"{side}{use}{kind}" for side in ("fixed", "moving") for use in ("Guidance", "Evaluation")

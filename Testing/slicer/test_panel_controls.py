@@ -261,18 +261,18 @@ def test_ticked_nodes_are_carried(panel: Any) -> None:
 
 def test_hidden_inputs_do_not_count(panel: Any) -> None:
     cases.choose_pair(panel)
-    panel.parameters.pathology.node = cases.add_segmentation("tumour", ("tumour",))
+    panel.parameters.pathology.moving.node = cases.add_segmentation("tumour", ("tumour",))
     panel.parameters.guidance.fixed.node = cases.add_segmentation("organs", ("liver",))
     panel.parameters.flow.refinement = 5
     choose(panel.ui.methodCombo, "affine")
     request = panel.request()
-    assert request.pathology is None
+    assert not request.pathology
     assert not request.guidance
     assert not request.outputs.want_velocity
     assert request.settings.dense_iterations is None
     choose(panel.ui.methodCombo, "pathological")
     request = panel.request()
-    assert request.pathology is not None
+    assert request.pathology.moving is not None
     assert request.guidance
     assert request.settings.dense_iterations == 5
 

@@ -16,7 +16,7 @@ import slicer
 from DiffeoRegLib.cli.arguments import build_parser
 from DiffeoRegLib.settings import Settings
 from DiffeoRegPanel.console import request_from_call, settings_of
-from DiffeoRegPanel.request import Matching, Outputs, Region, Request
+from DiffeoRegPanel.request import Marks, Matching, Outputs, Region, Request
 from DiffeoRegPanel.script import script_for
 
 SIGNATURE = {
@@ -24,7 +24,8 @@ SIGNATURE = {
     "fixedMask": None, "movingMask": None, "excludeFixedMask": False, "excludeMovingMask": False,
     "fixedGuidance": None, "movingGuidance": None, "fixedGuidancePoints": None, "movingGuidancePoints": None,
     "fixedEvaluation": None, "movingEvaluation": None, "fixedEvaluationPoints": None,
-    "movingEvaluationPoints": None, "pathologyMask": None, "regionSegmentation": None, "stiffness": None,
+    "movingEvaluationPoints": None, "fixedPathology": None, "movingPathology": None, "pathologyEdge": None,
+    "regionSegmentation": None, "stiffness": None,
     "rest": "rigid-like", "movingSegmentation": None, "movingMarkups": None, "movingModels": None,
     "outputTransform": None, "inverseTransform": None, "outputVolume": None, "wantInverse": True,
     "wantVolume": True, "wantVelocity": True, "wantJacobian": False, "wantRegulariser": False,
@@ -103,7 +104,9 @@ def full(scene: Any) -> Request:
         moving_mask=Region(organs, "Segment_1"),
         guidance=Matching(Region(label_map), Region(other, "Segment_0"), points[0], points[1]),
         evaluation=Matching(Region(organs, "Segment_3"), Region(other), points[1], points[2]),
-        pathology=Region(other),
+        pathology=Marks(
+            Region(label_map, classes=("1", "4")), Region(organs, classes=("Segment_1", "Segment_2")), 2.5
+        ),
         regions=Region(organs),
         stiffness={"Segment_0": "soft", "Segment_1": (0.1, 0.4, 0.5, 0.0)},
         rest="stiff",
@@ -156,7 +159,7 @@ CHANGES = {
     "moving_mask": lambda: Region(node_of("vtkMRMLLabelMapVolumeNode", "l"), exclude=True),
     "guidance": lambda: Matching(None, Region(segmentation("s", "one"))),
     "evaluation": lambda: Matching(moving_points=node_of("vtkMRMLMarkupsFiducialNode", "f")),
-    "pathology": lambda: Region(segmentation("s", "one"), "Segment_0"),
+    "pathology": lambda: Marks(moving=Region(segmentation("s", "one", "two"), classes=("Segment_0",))),
     "regions": lambda: Region(segmentation("s", "one")),
     "stiffness": lambda: {"3": (0.2, 0.8)},
     "rest": lambda: "normal",
@@ -220,9 +223,32 @@ def test_the_command_line_is_one_the_command_takes(full: Request) -> None:
     assert found.init == "by hand.h5"
     assert found.regions == found.fixed_mask
     assert found.rest == "stiff"
-    assert found.pathology == "organs.nii.gz"
-    for word in ("guidance_weight", "extras", "stiffness of the segments", "markups", "models"):
+    assert found.pathology == "labels.nii.gz"
+    assert found.pathology_moving == found.fixed_mask
+    assert (found.pathology_classes, found.pathology_edge_mm) == (None, 2.5)
+    for word in (
+        "classes of the pathology",
+        "guidance_weight",
+        "extras",
+        "stiffness of the segments",
+        "markups",
+        "models",
+    ):
         assert word in text.rpartition("# Not on the command line: ")[2]
+
+
+def test_labels_that_count_on_all_sides_are_on_the_command_line(scene: Any) -> None:
+    one, other = (node_of("vtkMRMLLabelMapVolumeNode", name) for name in ("one", "other"))
+    for marks, wanted in (
+        (Marks(fixed=Region(one, classes=("1", "4"))), (1, 4)),
+        (Marks(Region(one, classes=("3",)), Region(other, classes=("3",))), (3,)),
+        (Marks(moving=Region(one)), None),
+    ):
+        text = script_for(Request(volume("a"), volume("b"), pathology=marks))
+        assert build_parser().parse_args(command_of(text)[1:]).pathology_classes == wanted
+        assert "Not on the command line" not in text
+    marks = Marks(Region(one, classes=("3",)), Region(other))
+    assert "--pathology-classes A,B" in script_for(Request(volume("a"), volume("b"), pathology=marks))
 
 
 def test_every_setting_has_its_flag_or_is_named_as_left_out(scene: Any) -> None:

@@ -6,7 +6,7 @@ A layer is one image that one or more segments share; overlapping segments lie i
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -83,13 +83,18 @@ def layers_of(region: Region, grid: Grid, world_from_grid: Matrix) -> list[Layer
     """
     node = region.node
     if node is not None and node.IsA("vtkMRMLLabelMapVolumeNode"):
-        return [label_map_layer(node, region.segment_id)]
+        return [_chosen_labels(label_map_layer(node, region.segment_id), region.classes)]
     if node is None or not node.IsA("vtkMRMLSegmentationNode"):
         name = "Nothing" if node is None else f"'{node.GetName()}'"
         raise InputError(f"{name} is no segmentation and no label map: choose one of these.")
     local_from_grid = np.linalg.inv(parent_matrix(node)) @ world_from_grid
     filled = Grid(grid.shape, local_from_grid @ grid.local_from_index)
-    return segment_layers(binary_segmentation(node, filled), node.GetName(), region.segment_id)
+    return segment_layers(binary_segmentation(node, filled), node.GetName(), region.keys)
+
+
+def _chosen_labels(layer: Layer, classes: tuple[str, ...]) -> Layer:
+    """Of a label map only the chosen labels, where any are; those without a voxel are left out."""
+    return replace(layer, entries=tuple(e for e in layer.entries if not classes or e.key in classes))
 
 
 def binary_segmentation(node: Any, grid: Grid) -> Any:
@@ -117,14 +122,15 @@ def binary_segmentation(node: Any, grid: Grid) -> Any:
     return copy
 
 
-def segment_layers(segmentation: Any, name: str, segment_id: str = "") -> list[Layer]:
+def segment_layers(segmentation: Any, name: str, keys: Sequence[str] = ()) -> list[Layer]:
     """One layer per image that the segments share, in the order of the segments; empty segments have none.
 
-    name: of the node, for the sentence of the InputError when there is no segment `segment_id`.
+    keys: IDs of the segments that count, all without any.  name: of the node, for the sentence of the
+    InputError when one of them is missing.
     """
     images: dict[str, Any] = {}
     entries: dict[str, list[Entry]] = {}
-    for key in [segment_id] if segment_id else segmentation.GetSegmentIDs():
+    for key in keys or segmentation.GetSegmentIDs():
         segment = segmentation.GetSegment(key)
         if segment is None:
             raise InputError(f"The segmentation '{name}' has no segment '{key}' any more: choose another.")

@@ -123,25 +123,27 @@ def _found(region: Region, volume: Any) -> Found:
     grid, world_from_grid = grid_of(volume), parent_matrix(volume)
     layers = layers_of(region, grid, world_from_grid)
     if not any(np.isin(layer.labels, [entry.value for entry in layer.entries]).any() for layer in layers):
-        raise InputError(f"{_text(region)} is empty: mark at least one voxel, or choose another.")
+        raise InputError(f"{region_text(region)} is empty: mark at least one voxel, or choose another.")
     arrays = resample(layers, grid, np.linalg.inv(parent_matrix(region.node)) @ world_from_grid)
     found = Found(layers, arrays, [counts_of(array) for array in arrays])
     if not found.entries():
         raise InputError(
-            f"{_text(region)} does not touch the volume '{volume.GetName()}': choose one that was drawn on "
-            "it, or put both under the same transform."
+            f"{region_text(region)} does not touch the volume '{volume.GetName()}': choose one that was "
+            "drawn on it, or put both under the same transform."
         )
     return found
 
 
-def _text(region: Region) -> str:
-    """How a sentence names a region."""
-    name = region.node.GetName()
+def region_text(region: Region) -> str:
+    """How a sentence names a region whose segments are there."""
+    name, keys = region.node.GetName(), region.keys
+    if len(keys) > 1:
+        return f"What is chosen of '{name}'"
     if not region.node.IsA("vtkMRMLSegmentationNode"):
-        return f"The label map '{name}'"
-    if not region.segment_id:
+        return f"Label {keys[0]} of '{name}'" if keys else f"The label map '{name}'"
+    if not keys:
         return f"The segmentation '{name}'"
-    segment = region.node.GetSegmentation().GetSegment(region.segment_id)
+    segment = region.node.GetSegmentation().GetSegment(keys[0])
     return f"The segment '{segment.GetName()}' of '{name}'"
 
 

@@ -26,6 +26,9 @@ class qMRMLCheckableNodeComboBox(qMRMLNodeComboBox):
     def __init__(self, *arguments: Any) -> None:
         self.__dict__["_ticked"] = []
         super().__init__(*arguments)
+        palette = self._combo.palette()  # what is ticked is no placeholder, and not grey
+        palette.setColor(palette.ColorRole.PlaceholderText, palette.color(palette.ColorRole.Text))
+        self._combo.setPalette(palette)
 
     def _show_current(self) -> None:
         """The names of the ticked nodes, where a plain selector shows the chosen one."""
