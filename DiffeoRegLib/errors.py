@@ -68,5 +68,9 @@ class DeviceError(DiffeoRegError):
     """A compute device was asked for that does not exist or does not work."""
 
 
+class ClusterError(DiffeoRegError):
+    """The workers for many registrations cannot be had, or are lost."""
+
+
 class Cancelled(DiffeoRegError):
     """The user stopped the run; nothing was written."""

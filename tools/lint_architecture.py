@@ -21,9 +21,11 @@ ROOTS = (ENGINE, PANEL, "Testing", "tools")
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli", "worker"),
+    ("cohorts", "group_outputs"),
     ("outputs",),
     ("geodesic_files", "velocity_files"),
     ("sealed_files",),
+    ("template",),
     ("pipeline", "groupwise", "training"),
     ("methods",),
     ("optimise", "report"),
@@ -34,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("settings", "catalog", "exchange", "waiting", "stiffness"),
     ("method_cards",),
     ("cards",),
-    ("plain",),
+    ("plain", "whole_file"),
     ("errors",),
 )
 HEIGHT = {room: len(LAYERS) - level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -13,7 +13,14 @@ from types import FrameType
 
 from DiffeoRegLib.cli.arguments import build_parser
 from DiffeoRegLib.cli.console import Console, open_console
-from DiffeoRegLib.errors import Cancelled, DeviceError, InputError, MemoryLimitError, OutputError
+from DiffeoRegLib.errors import (
+    Cancelled,
+    ClusterError,
+    DeviceError,
+    InputError,
+    MemoryLimitError,
+    OutputError,
+)
 from DiffeoRegLib.waiting import choose_waiting
 
 OK, UNEXPECTED, BAD_INPUT, BAD_OUTPUT, NO_MEMORY, CANCELLED = 0, 1, 2, 3, 4, 130
@@ -41,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def exit_status(problem: BaseException) -> int:
     """The exit status for an exception."""
-    if isinstance(problem, (InputError, DeviceError)):
+    if isinstance(problem, (InputError, DeviceError, ClusterError)):
         return BAD_INPUT
     if isinstance(problem, OutputError):
         return BAD_OUTPUT

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from DiffeoRegLib import catalog, pipeline
+from DiffeoRegLib.cli.batch import batch
 from DiffeoRegLib.cli.catalogue import method_lines
 from DiffeoRegLib.cli.console import Console
 from DiffeoRegLib.cli.evaluate import evaluate
 from DiffeoRegLib.cli.evaluate_pairs import evaluate_pairs
+from DiffeoRegLib.cli.group import group
 from DiffeoRegLib.cli.import_weights import import_weights
 from DiffeoRegLib.cli.inputs import (
     check_flags,
@@ -25,6 +27,7 @@ from DiffeoRegLib.cli.inputs import (
     settings_from,
 )
 from DiffeoRegLib.cli.shoot import shoot
+from DiffeoRegLib.cli.template import template
 from DiffeoRegLib.cli.train import train
 from DiffeoRegLib.device import choose_device, memory_bytes, set_threads
 from DiffeoRegLib.errors import (
@@ -186,6 +189,9 @@ def device(arguments: argparse.Namespace, console: Console) -> None:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace, Console], None]] = {
     "register": register,
+    "batch": batch,
+    "group": group,
+    "template": template,
     "apply": apply,
     "shoot": shoot,
     "evaluate": lambda flags, console: (evaluate_pairs if flags.pairs else evaluate)(flags, console),

@@ -7,13 +7,11 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from DiffeoRegLib import pipeline
 from DiffeoRegLib.catalog import card
@@ -34,28 +32,22 @@ from DiffeoRegLib.errors import (
 from DiffeoRegLib.methods.base import Progress
 from DiffeoRegLib.report.measure import json_safe, versions
 from DiffeoRegLib.report.memory import reset_peak_memory
+from DiffeoRegLib.report.pair_numbers import NUMBERS, Numbers, numbers_of, spread
 from DiffeoRegLib.report.scores import cycle_scores
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.grid import Grid
 from DiffeoRegLib.space.transform import Transform
-from DiffeoRegLib.training.checkpoint import replace_file
 from DiffeoRegLib.training.sources import collection_from
 from DiffeoRegLib.training.subjects import Pairing, Subject
 from DiffeoRegLib.volumes.files import read_points, read_volume
 from DiffeoRegLib.volumes.pair import Correspondence, Masks
+from DiffeoRegLib.volumes.pathology import Pathology
 from DiffeoRegLib.volumes.volume import Volume
+from DiffeoRegLib.whole_file import replace_file
 
 ROWS, SUMMARY = "pairs.csv", "summary.json"
-NUMBERS = {
-    "dice_initial": "Dice before", "dice": "Dice", "hd95_mm": "HD95 (mm)",
-    "tre_initial_mm": "TRE before (mm)", "tre_mm": "TRE (mm)", "folded_percent": "folded (%)",
-    "sd_log_jacobian": "SDlogJ", "inverse_mean_mm": "inverse error (mm)", "inverse_max_mm": "largest",
-    "seconds": "seconds", "memory_mb": "memory (MB)",
-}  # fmt: skip
 HOPELESS = (SettingsError, LicenceError, WeightsError, DeviceError, OutputError, Cancelled)
 """What would fail for every pair alike, or must not be taken for a failed pair."""
-
-Numbers = dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -101,8 +93,6 @@ def evaluate_pairs(arguments: argparse.Namespace, console: Console) -> None:
         raise SettingsError("With --pairs, --init takes a kind of alignment: one file cannot fit all pairs.")
     if card(settings.method).needs_region_labels:
         raise SettingsError(f"A table of pairs names no regions, which '{settings.method}' needs.")
-    if card(settings.method).needs_pathology_mask:
-        raise SettingsError(f"A table of pairs names no pathology, which '{settings.method}' needs.")
     if arguments.output is None:
         raise SettingsError("--pairs needs a folder for its results: -o OUT.")
     folder = Path(arguments.output)
@@ -111,8 +101,11 @@ def evaluate_pairs(arguments: argparse.Namespace, console: Console) -> None:
     pairs = (*collection.pairs, *collection.validation_pairs)
     if not pairs:
         raise InputError(f"'{arguments.pairs}' names no pairs: it needs the columns fixed and moving.")
-    if any(fixed.pathology is not None for fixed, _ in pairs):
-        raise InputError(f"'{arguments.pairs}' has the column fixed_pathology, which is for training only.")
+    ill = any(one.pathology is not None for pair in pairs for one in pair)
+    if ill and not card(settings.method).needs_pathology_mask:
+        raise InputError(
+            f"'{arguments.pairs}' has the column fixed_pathology, of which '{settings.method}' makes no use."
+        )
     set_threads(settings.threads)
     kept = Kept() if arguments.cycles else None
     rows: list[Row] = []
@@ -168,7 +161,10 @@ def _measured(pair: Pairing, settings: Settings, kept: Kept | None, progress: An
     fixed, moving = (read_volume(one.image, name=one.name) for one in pair)
     evaluation, masks = _evaluation(pair, (fixed, moving)), _masks(pair)
     reset_peak_memory()
-    result = pipeline.register(fixed, moving, settings, evaluation=evaluation, masks=masks, progress=progress)
+    result = pipeline.register(
+        fixed, moving, settings, evaluation=evaluation, masks=masks, pathology=_pathology(pair),
+        progress=progress,
+    )  # fmt: skip
     names = pair[0].name, pair[1].name
     if kept is not None:
         kept.add(names, result, (fixed.grid, moving.grid))
@@ -205,29 +201,12 @@ def _masks(pair: Pairing) -> Masks | None:
     return None if fixed is None and moving is None else Masks(fixed=fixed, moving=moving)
 
 
-def numbers_of(report: Mapping[str, Any]) -> tuple[Numbers, Numbers]:
-    """The numbers of a registration's report that make a row, and Dice per label; None where not measured.
+def _pathology(pair: Pairing) -> Pathology | None:
+    def read(one: Subject) -> Volume | None:
+        return None if one.pathology is None else read_volume(one.pathology, labels=True)
 
-    seconds: until the moved image is there, without what measuring takes.
-    """
-    labels, landmarks = report["labels"], report["landmarks"]
-    means = {stage: {} if labels is None else labels["mean"][stage] for stage in ("initial", "final")}
-    errors = {stage: {} if landmarks is None else landmarks[stage] for stage in ("initial", "final")}
-    numbers: Numbers = {
-        "dice_initial": means["initial"].get("dice"),
-        "dice": means["final"].get("dice"),
-        "hd95_mm": means["final"].get("hd95_mm"),
-        "tre_initial_mm": errors["initial"].get("mean"),
-        "tre_mm": errors["final"].get("mean"),
-        "folded_percent": report["folds"]["folded_percent"],
-        "sd_log_jacobian": report["folds"]["sd_log_jacobian"],
-        "inverse_mean_mm": report["inverse_consistency_mm"]["mean"],
-        "inverse_max_mm": report["inverse_consistency_mm"]["max"],
-        "seconds": sum(value for name, value in report["seconds"].items() if name != "measure"),
-        "memory_mb": report["peak_device_memory_mb"] or report["peak_memory_mb"],
-    }
-    per_label = {} if labels is None else labels["per_label"]
-    return numbers, {name: stages["final"]["dice"] for name, stages in per_label.items()}
+    fixed, moving = map(read, pair)
+    return None if fixed is None and moving is None else Pathology(fixed, moving)
 
 
 def summarise(rows: Sequence[Row], cycles: Sequence[Mapping[str, Any]], settings: Settings) -> dict[str, Any]:
@@ -244,20 +223,6 @@ def summarise(rows: Sequence[Row], cycles: Sequence[Mapping[str, Any]], settings
         "cycle_mm": {**spread(one["mean"] for one in cycles), "triangles": list(cycles)},
         "settings": dataclasses.asdict(settings),
         "versions": versions(),
-    }
-
-
-def spread(values: Iterable[float | None]) -> dict[str, float | int | None]:
-    """Count, mean, standard deviation (of the sample), least and greatest of the values there are."""
-    known = np.array([value for value in values if value is not None], dtype=np.float64)
-    if not len(known):
-        return {"count": 0, "mean": None, "sd": None, "min": None, "max": None}
-    return {
-        "count": len(known),
-        "mean": float(known.mean()),
-        "sd": float(known.std(ddof=1)) if len(known) > 1 else None,
-        "min": float(known.min()),
-        "max": float(known.max()),
     }
 
 

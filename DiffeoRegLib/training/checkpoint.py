@@ -7,7 +7,6 @@ between, the old file stays as it was.  Reading and checking them is in networks
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from DiffeoRegLib import __version__
-from DiffeoRegLib.errors import FileFormatError, OutputError
+from DiffeoRegLib.errors import FileFormatError
 from DiffeoRegLib.networks.weights import CHECKSUM, DESCRIPTION, FORMAT, checksum
+from DiffeoRegLib.whole_file import replace_file
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
@@ -30,24 +30,6 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], description: Map
     text = json.dumps({"format": FORMAT, "version": __version__, **description}, sort_keys=True)
     content = save(held, metadata={DESCRIPTION: text, CHECKSUM: checksum(held, text)})
     replace_file(path, content)
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Put this content in place of a file's, wholly or not at all; raises OutputError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        kept = "; the one written before is intact" if path.exists() else ""
-        raise OutputError(
-            f"'{path}' could not be written ({error.strerror or error}){kept}. Free some space and resume."
-        ) from error
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

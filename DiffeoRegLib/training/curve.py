@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from DiffeoRegLib.errors import FileFormatError, OutputError
-from DiffeoRegLib.training.checkpoint import replace_file
+from DiffeoRegLib.whole_file import replace_file
 
 TRAINING, VALIDATION, PICTURE = "training.csv", "validation.csv", "curve.png"
 NO_LOSS = ("epoch", "seconds", "learning_rate", "gradient_norm", "skipped")

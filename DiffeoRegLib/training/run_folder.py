@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from DiffeoRegLib.errors import FileFormatError, InputError, OutputExistsError, SettingsError
 from DiffeoRegLib.networks.weights import Stored, read_checkpoint
 from DiffeoRegLib.plain import as_plain
-from DiffeoRegLib.training.checkpoint import optimiser_tensors, replace_file, write_checkpoint
+from DiffeoRegLib.training.checkpoint import optimiser_tensors, write_checkpoint
 from DiffeoRegLib.training.config import TrainingConfig, check_resumable, config_from
 from DiffeoRegLib.training.curve import TRAINING, VALIDATION, Scalars, Table, draw_curve
 from DiffeoRegLib.training.processes import Processes
-from DiffeoRegLib.training.validation import METRICS
+from DiffeoRegLib.training.validation import metrics_of
+from DiffeoRegLib.whole_file import replace_file
 
 STATE, LAST, BEST, CONFIG = "state.safetensors", "last.safetensors", "best.safetensors", "config.json"
 
@@ -63,7 +64,7 @@ class RunFolder:
         self.state = folder / STATE
         columns = ("epoch", "seconds", "learning_rate", "loss", *terms, "gradient_norm", "skipped")
         self.training = Table(folder / TRAINING, columns)
-        self.validation = Table(folder / VALIDATION, METRICS)
+        self.validation = Table(folder / VALIDATION, metrics_of(config))
         name = "problems.csv" if processes.leads else f"problems-{processes.rank}.csv"
         self.problems = Table(folder / name, ("problem",))
         self.scalars: Scalars | None = None

@@ -21,7 +21,7 @@ import DiffeoRegLib
 from tools import install_torch, lint_architecture
 
 # Import name -> name in the package registry, where they differ.
-DISTRIBUTIONS = {"yaml": "pyyaml"}
+DISTRIBUTIONS = {"yaml": "pyyaml", "dask_jobqueue": "dask-jobqueue"}
 
 
 # What an outer `make test JOBS=4` hands down must not reach the makes under test.

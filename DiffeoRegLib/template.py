@@ -1,0 +1,241 @@
+"""A template of K images: the middle of the group, sharpened, and found again from every image.
+
+Start reading here; `build_template` is one straight line over `register_group` and `register`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from DiffeoRegLib import pipeline
+from DiffeoRegLib.catalog import card
+from DiffeoRegLib.errors import SettingsError
+from DiffeoRegLib.groupwise import register_group
+from DiffeoRegLib.methods.base import Progress, Report
+from DiffeoRegLib.methods.start import background_of
+from DiffeoRegLib.settings import Settings
+from DiffeoRegLib.space.filters import gaussian_smooth
+from DiffeoRegLib.space.grid import Grid, Matrix
+from DiffeoRegLib.space.sample import array_from_tensor, tensor_from_array
+from DiffeoRegLib.space.transform import (
+    AffineTransform,
+    CompositeTransform,
+    DisplacementTransform,
+    InverseTransform,
+    Transform,
+    displacement_on,
+)
+from DiffeoRegLib.volumes.group import canonical_order
+from DiffeoRegLib.volumes.intensity import intensity_window, normalise
+from DiffeoRegLib.volumes.resample import warp_volume
+from DiffeoRegLib.volumes.volume import Volume
+
+ROUNDS, SHARPENING = 3, 1.0
+GROUP_ENDS = 0.3
+"""Share of the whole progress."""
+CITATIONS = (
+    "Joshi S, Davis B, Jomier M, Gerig G. Unbiased diffeomorphic atlas construction for computational "
+    "anatomy. NeuroImage 23 (2004).",
+    "Avants BB et al. The optimal template effect in hippocampus studies of diseased populations. "
+    "NeuroImage 49 (2010).",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class TemplateResult:
+    """What the images have in common; entry k of every list is that of image `kept[k]`.
+
+    template: sharpened mean, intensities 0..1.  mean: of the aligned images, the same.  before: of the images
+    as they were given.  deviation: standard deviation of the aligned intensities at every voxel.
+    transforms, inverses: template -> image points and back, RAS mm.  report: how much the images differ at
+    every stage, how far the mean of all maps is from the identity, seconds.
+    """
+
+    template: Volume
+    mean: Volume
+    before: Volume
+    deviation: Volume
+    transforms: tuple[Transform, ...]
+    inverses: tuple[Transform, ...]
+    kept: tuple[int, ...]
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class _Ways:
+    """Maps of all images from one space, and the linear part each of them starts from, RAS mm 4x4."""
+
+    there: list[Transform]
+    back: list[Transform]
+    starts: list[Matrix]
+
+
+def build_template(
+    images: Sequence[Volume],
+    settings: Settings | None = None,
+    *,
+    rounds: int = ROUNDS,
+    sharpening: float = SHARPENING,
+    leave_out: bool = False,
+    progress: Report | None = None,
+) -> TemplateResult:
+    """An unbiased template: no image is preferred, and the mean of all maps from it is the identity.
+
+    The images are registered to their middle as a group; then, in every round, each of them to the sharpened
+    mean, whose place is set to the mean of where they all lie.  sharpening: how much of the difference to a
+    mean smoothed by one voxel is added; 0 = none.  leave_out: see `register_group`.
+    How the images are ordered changes nothing but the order of the results.
+    Raises InputError (and its kinds) for input that is no group, SettingsError, Cancelled.
+    Source: Joshi et al. 2004 (the mean of deformations is the identity); Avants et al. 2010 (rounds of mean
+    shape and sharpening).
+    """
+    settings = settings or Settings()
+    if rounds < 0 or not 0 <= sharpening < 10:
+        raise SettingsError("A template needs 0 rounds or more, and a sharpening from 0 to 10.")
+    started = time.perf_counter()
+    group = register_group(
+        images, settings, leave_out=leave_out, with_uncertainty=False, progress=_part(progress, 0, GROUP_ENDS)
+    )
+    order = canonical_order([images[number] for number in group.kept])
+    used = [images[group.kept[entry]] for entry in order]
+    ways = _centred(_Ways(
+        [group.transforms[entry] for entry in order], [group.inverses[entry] for entry in order],
+        [_linear_part(group.transforms[entry]) for entry in order],
+    ), group.view)  # fmt: skip
+    given = _Look.of(used, [AffineTransform(np.eye(4)) for _ in used], group.view)
+    look = _Look.of(used, ways.there, group.view)
+    template, history = look.sharpened(sharpening), [given.facts("as given"), look.facts("as a group")]
+    pairwise = settings.with_changes(init="auto")
+    for number in range(rounds):
+        width = (1 - GROUP_ENDS) / rounds
+        within = _part(progress, GROUP_ENDS + number * width, GROUP_ENDS + (number + 1) * width)
+        found = _registered(used, template, ways, pairwise, within)
+        ways = _centred(found, group.view)
+        earlier, look = template, _Look.of(used, ways.there, group.view)
+        template = look.sharpened(sharpening)
+        history.append(look.facts(f"round {number + 1}", template.data - earlier.data))
+    inverse_order = [order.index(entry) for entry in range(len(order))]
+    report = {
+        "images": [images[number].name for number in group.kept],
+        "stages": history,
+        "off_centre_mm": _off_centre_mm(ways.there, group.view),
+        "seconds": time.perf_counter() - started,
+        "notes": group.report["notes"],
+        "citations": [*CITATIONS, card("svf").citation],
+    }
+    return TemplateResult(
+        template, look.mean, given.mean, look.deviation,
+        tuple(ways.there[entry] for entry in inverse_order),
+        tuple(ways.back[entry] for entry in inverse_order), group.kept, report,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """Mean and spread of the images where a set of maps brings them."""
+
+    mean: Volume
+    deviation: Volume
+
+    @classmethod
+    def of(cls, images: Sequence[Volume], ways: Sequence[Transform], view: Grid) -> _Look:
+        """Of images scaled to 0..1 each, one at a time in memory."""
+        total, squares = torch.zeros(view.shape), torch.zeros(view.shape)
+        for image, way in zip(images, ways, strict=True):
+            window, fill = intensity_window(image), background_of(image)
+            values = normalise(warp_volume(image, way, view, fill=fill).data.float().clone(), window)
+            total += values
+            squares += values.square()
+        mean = total / len(images)
+        spread = (squares / len(images) - mean.square()).clamp(min=0).sqrt()
+        return cls(Volume(mean, view, "mean"), Volume(spread, view, "deviation"))
+
+    def sharpened(self, share: float) -> Volume:
+        """The mean with a share of what smoothing by one voxel takes from it."""
+        values: Tensor = self.mean.data[None, None]
+        smooth = gaussian_smooth(values, 1.0)
+        return Volume((values + share * (values - smooth))[0, 0].clamp(0, 1), self.mean.grid, "template")
+
+    def facts(self, stage: str, change: Tensor | None = None) -> dict[str, Any]:
+        """How much the images still differ, and how much the template has changed since the last round."""
+        return {
+            "stage": stage,
+            "deviation": float(self.deviation.data.mean()),
+            "change": None if change is None else float(change.square().mean().sqrt()),
+        }
+
+
+def _registered(
+    images: Sequence[Volume], template: Volume, ways: _Ways, settings: Settings, progress: Report | None
+) -> _Ways:
+    """Every image to the template, from where it lies by its linear part."""
+    found = _Ways([], [], [])
+    for index, (image, start) in enumerate(zip(images, ways.starts, strict=True)):
+        within = _part(progress, index / len(images), (index + 1) / len(images))
+        result = pipeline.register(template, image, settings, initial=AffineTransform(start), progress=within)
+        found.there.append(result.transform)
+        found.back.append(result.inverse)
+        found.starts.append(start)
+    return found
+
+
+def _centred(ways: _Ways, view: Grid) -> _Ways:
+    """The same maps from the space in which their mean is the identity.
+
+    The mean map is an affine one after a displacement that fades at the border: T(x) = A (x + u(x)), with A
+    the mean of the linear parts; every map is taken after the inverse of T.
+    """
+    linear: Matrix = np.mean(np.stack(ways.starts), axis=0)
+    mean_u = torch.stack([displacement_on(way, view) for way in ways.there]).mean(0)
+    points = view.world_from_index(np.indices(view.shape).reshape(view.dim, -1).T.astype(np.float64))
+    moved = points + _rows(mean_u)
+    turned = AffineTransform(linear)
+    turn = turned.inverse()
+    inner = turn.map_points(moved) - points
+    forward = DisplacementTransform(view, _field(inner, mean_u))
+    backward = DisplacementTransform(view, displacement_on(InverseTransform(forward), view))
+    return _Ways(
+        [CompositeTransform((turn, backward, way)) for way in ways.there],
+        [CompositeTransform((way, forward, turned)) for way in ways.back],
+        [start @ turn.moving_from_fixed for start in ways.starts],
+    )
+
+
+def _off_centre_mm(ways: Sequence[Transform], view: Grid) -> float:
+    """Greatest distance between a point and the mean of where it lies in the images, mm."""
+    mean_u = torch.stack([displacement_on(way, view) for way in ways]).mean(0)
+    return float(mean_u.square().sum(1).sqrt().max())
+
+
+def _linear_part(transform: Transform) -> Matrix:
+    """Of a map that ends with an affine one."""
+    last = transform.parts[-1] if isinstance(transform, CompositeTransform) else transform
+    if not isinstance(last, AffineTransform):
+        raise TypeError(f"A map of a group ends with an affine one, not with {type(last).__name__}.")
+    return last.moving_from_fixed
+
+
+def _rows(u_mm: Tensor) -> Matrix:
+    return np.asarray(array_from_tensor(u_mm[0].reshape(3, -1).T), dtype=np.float64)
+
+
+def _field(rows: Matrix, like: Tensor) -> Tensor:
+    return tensor_from_array(rows.T, torch.float32).reshape(like.shape)
+
+
+def _part(progress: Report | None, start: float, stop: float) -> Report | None:
+    """A progress receiver for a part of the whole."""
+    if progress is None:
+        return None
+
+    def report(step: Progress) -> None:
+        progress(replace(step, fraction=start + (stop - start) * step.fraction))
+
+    return report
