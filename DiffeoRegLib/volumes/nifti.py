@@ -85,6 +85,19 @@ def _unscaled_affine(header: Any, path: Path) -> Matrix:
 
 def _require_grey_volume(image: Any, path: Path) -> None:
     """Raises FileFormatError, with what to do, unless the file holds one volume of real numbers."""
+    require_grey(image, path)
+    shape = tuple(image.shape)
+    if int(np.prod(shape[3:])) > 1:
+        what = "time points" if len(shape) == 4 else "values per voxel"
+        count = " x ".join(str(n) for n in shape)
+        raise FileFormatError(
+            f"'{path}' has several volumes ({count}: {what} beyond the third axis). "
+            "Split it and give one volume."
+        )
+
+
+def require_grey(image: Any, path: Path) -> None:
+    """Raises FileFormatError, with what to do, unless the file holds real numbers on two axes or more."""
     if not hasattr(image, "dataobj") or not hasattr(image, "affine"):
         raise FileFormatError(f"'{path}' holds no image volume ({type(image).__name__}). Give a volume.")
     if isinstance(image, nib.AnalyzeImage) and not isinstance(image, nib.Nifti1Pair):
@@ -100,10 +113,3 @@ def _require_grey_volume(image: Any, path: Path) -> None:
         raise FileFormatError(f"'{path}' holds complex numbers. Save its magnitude and give that.")
     if len(shape) < 2 or not np.issubdtype(kind, np.number):
         raise FileFormatError(f"'{path}' holds no image of two or three axes.")
-    if int(np.prod(shape[3:])) > 1:
-        what = "time points" if len(shape) == 4 else "values per voxel"
-        count = " x ".join(str(n) for n in shape)
-        raise FileFormatError(
-            f"'{path}' has several volumes ({count}: {what} beyond the third axis). "
-            "Split it and give one volume."
-        )
