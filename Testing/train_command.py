@@ -15,8 +15,11 @@ from DiffeoRegLib.networks.weights import read_checkpoint
 
 SIZES = {
     "affine-network-brain-t1": 176_212,
+    "groupmorph-dynamic": 320_884,
+    "groupmorph-hippocampus": 277_334,
     "lddmm-hippocampus": 1_480_211,
     "metaregnet-brain-2d": 80_014,
+    "metaregnet-brain-t1": 240_744,
     "rdmm-hippocampus": 1_930_213,
     "sitreg-any-contrast": 641_004,
     "sitreg-brain-t1": 641_004,
@@ -28,8 +31,10 @@ SIZES = {
     "tvf-lddmm-slices": 2_012_974,
     "tvf-published": 108_611_336,
     "tvf-slices": 2_012_974,
+    "voxelmorph-brain-2d": 100_530,
     "voxelmorph-diff-brain-t1": 266_374,
     "voxelmorph-cfm-brain-2d": 88_676,
+    "voxelmorph-cfm-brain-t1": 266_374,
     "vsvf-hippocampus": 1_480_211,
 }
 """Parameters of the shipped configurations."""

@@ -11,6 +11,7 @@ from torch import nn
 
 from DiffeoRegLib.errors import SettingsError, UnknownNameError
 from DiffeoRegLib.networks.affine_net import AffineNet, AffineNetConfig, AffineNetOptions
+from DiffeoRegLib.networks.groupmorph import GroupMorph, GroupMorphConfig, GroupMorphOptions
 from DiffeoRegLib.networks.metaregnet import MetaRegNet, MetaRegNetConfig, MetaRegNetOptions
 from DiffeoRegLib.networks.pyramid import PyramidConfig
 from DiffeoRegLib.networks.shooting_net import LDDMMNet, RDMMNet, ShootingNet, VSVFNet
@@ -83,6 +84,14 @@ def metaregnet(sizes: Mapping[str, Any], options: Mapping[str, Any], precision: 
     )
 
 
+def groupmorph(sizes: Mapping[str, Any], options: Mapping[str, Any], precision: str) -> nn.Module:
+    """A GroupMorph: sizes of GroupMorphConfig, options of GroupMorphOptions but the precision."""
+    chosen = _with_precision(options, precision)
+    return GroupMorph(
+        build(GroupMorphConfig, sizes, "network.sizes"), build(GroupMorphOptions, chosen, "network.options")
+    )
+
+
 def transmorph(sizes: Mapping[str, Any], options: Mapping[str, Any], precision: str) -> nn.Module:
     """A single-step TransMorph: sizes of TransMorphConfig, or some of them by a name; see `_named`."""
     chosen = _with_precision(options, precision)
@@ -132,6 +141,7 @@ def _with_precision(options: Mapping[str, Any], precision: str) -> dict[str, Any
 
 NETWORKS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any], str], nn.Module]] = {
     "affine-network": affine_network,
+    "groupmorph": groupmorph,
     "lddmm-network": partial(_shooting, LDDMMNet),
     "metaregnet": metaregnet,
     "rdmm-network": partial(_shooting, RDMMNet),

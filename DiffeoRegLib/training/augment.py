@@ -126,6 +126,34 @@ def augment(
     return result
 
 
+def vary_group(
+    item: Item,
+    generator: torch.Generator,
+    options: Augmentation = Augmentation(),
+    spacing: Sequence[float] | None = None,
+) -> Item:
+    """A varied copy of a group (training/group_terms.py): together as one, apart and in intensity each image.
+
+    item: images, labels, masks (K, 1, *shape) and points (n, d) of every image.  spacing: see `augment`.
+    """
+    count, shape = len(item["images"]), tuple(item["images"].shape[2:])
+    chosen = uniform(generator, 0, 1, (1,)) < options.affine_probability
+    together = _affines(generator, options.together, chosen, shape, spacing)
+    apart = _affines(generator, options.apart, chosen.expand(count), shape, spacing)
+    maps = together @ apart
+    flipped = (uniform(generator, 0, 1, (1,)) < options.flip_probability).tolist() * count
+    result = dict(item)
+    for key, kind in (("images", SIDES[0]), ("labels", "labels"), ("masks", "masks")):
+        if item.get(key) is not None:
+            values = _read(item[key], maps, shape, kind)
+            result[key] = _flipped(values, flipped, options.flip_axis, shape, False)
+    if item.get("points"):
+        moved = [_points(p[None], maps[k : k + 1], shape, "points") for k, p in enumerate(item["points"])]
+        result["points"] = tuple(_flipped(p, flipped[:1], options.flip_axis, shape, True)[0] for p in moved)
+    result["images"] = vary_intensity(result["images"], generator, options)
+    return result
+
+
 def vary_intensity(image: Tensor, generator: torch.Generator, options: Augmentation) -> Tensor:
     """Gamma, contrast, brightness and noise, drawn per image of (N, 1, *spatial) in [0, 1]."""
     one = (len(image), *[1] * (image.dim() - 1))

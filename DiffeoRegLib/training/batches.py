@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from DiffeoRegLib.errors import InputError, SettingsError
+from DiffeoRegLib.training.group_terms import GroupBatch, group_of
 from DiffeoRegLib.training.objective import IMAGES, Batch
 
 POINTS = ("moving_points_vox", "fixed_points_vox")
@@ -114,11 +115,16 @@ class Stream:
         return [order[start : start + self.batch] for start in starts]
 
 
-def collate(items: Sequence[Mapping[str, Any]]) -> Batch:
+def collate(items: Sequence[Mapping[str, Any]]) -> Batch | GroupBatch:
     """One batch of items; labels and masks are kept where all have them, landmarks of a single one.
+
+    An item with `images` is a group, the only one of its batch.
 
     Raises InputError for missing images or shapes that differ.
     """
+    if "images" in items[0]:
+        (item,) = items
+        return group_of(item)
     names = tuple(_name(item.get("names", "a pair without a name")) for item in items)
     images: dict[str, Tensor] = {}
     for key in IMAGES:

@@ -21,9 +21,10 @@ VELOCITY_TERMS = ("lddmm", "end-point")
 APPEARANCE_TERMS = ("appearance", "folds")
 MAP_TERMS = ("kl", "affine-size", "affine-inverse", *PATH_TERMS, *VELOCITY_TERMS, *APPEARANCE_TERMS)
 LABEL_TERMS = ("dice", "label-mse")
-LOSSES = (*SIMILARITY_LOSSES, *PENALTIES, *MAP_TERMS, *LABEL_TERMS)
+GROUP_TERMS = ("group-nmi", "group-variance")
+LOSSES = (*SIMILARITY_LOSSES, *PENALTIES, *MAP_TERMS, *LABEL_TERMS, *GROUP_TERMS)
 HIGHER_IS_BETTER = {"dice": True, "tre_mm": False, "loss": False, "folded_percent": False,
-                    "sd_log_jacobian": False}  # fmt: skip
+                    "sd_log_jacobian": False, "nmi": True, "rmse": False}  # fmt: skip
 SYNTHETIC = "synthetic"
 """The data source that is no file."""
 HARMLESS = ("validate_every", "checkpoint_every", "log_every", "keep", "nan_limit", "on_bad_data")
@@ -183,6 +184,23 @@ class TrainingConfig:
             raise SettingsError("The losses need one of weight above 0 that compares images or labels.")
         if len(set(names)) < len(names):
             raise SettingsError(f"Each loss is named once, not {', '.join(names)}.")
+        self._check_groups(names)
+
+    @property
+    def groups(self) -> bool:
+        """It is about groups of images, not pairs."""
+        return any(loss.name in GROUP_TERMS for loss in self.losses)
+
+    def _check_groups(self, names: list[str]) -> None:
+        pairwise = [name for name in names if name not in (*GROUP_TERMS, "kl")]
+        if self.groups and pairwise:
+            raise SettingsError(f"The losses compare pairs ({', '.join(pairwise)}) or groups, not both.")
+        if not self.groups == ("groups" in self.data.options) == (self.network.name == "groupmorph"):
+            raise SettingsError("The network groupmorph, losses and data.options of groups go together.")
+        if self.groups and (self.batch > 1 or self.leave_out_pathology):
+            raise SettingsError(
+                "Groups come one at a time and without pathology: use accumulation in place of batch."
+            )
 
 
 def read_config(path: Path) -> TrainingConfig:

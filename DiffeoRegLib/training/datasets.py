@@ -12,9 +12,11 @@ from DiffeoRegLib.training.augment import Augmentation, AugmentedPairs
 from DiffeoRegLib.training.batches import Pairs
 from DiffeoRegLib.training.config import SYNTHETIC, DataConfig
 from DiffeoRegLib.training.contrasts import ContrastOptions
+from DiffeoRegLib.training.groups import GroupDataset, GroupOptions, Members, Population
 from DiffeoRegLib.training.lesion_pairs import LesionPairs
 from DiffeoRegLib.training.lesions import LesionOptions
 from DiffeoRegLib.training.pairs import PairDataset, onto_patients
+from DiffeoRegLib.training.series import SeriesStore, divided, series_from
 from DiffeoRegLib.training.shapes import ShapeOptions
 from DiffeoRegLib.training.sources import collection_from
 from DiffeoRegLib.training.splits import divide
@@ -36,6 +38,7 @@ class ImageOptions:
     cache: folder for prepared images.  in_memory: how many of them to keep in memory.
     pairs_per_epoch: None = all ordered pairs.  validation_pairs: most of them.
     lesions: put into the fixed image of every pair that has no pathology of its own; None = nowhere.
+    groups: of images in place of pairs; None = pairs.  Of series each has its own grid; shape is not used.
     """
 
     shape: tuple[int, ...]
@@ -57,6 +60,7 @@ class ImageOptions:
     validation_pairs: int = 50
     augmentation: Augmentation | None = None
     lesions: LesionOptions | None = None
+    groups: GroupOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,8 @@ def training_data(config: DataConfig, *, seed: int = 0, base: Path | None = None
     options = data_options(config)
     if isinstance(options, SyntheticOptions):
         return _synthetic(config, options, seed)
+    if options.groups is not None:
+        return _groups(config, options, options.groups, seed, base)
     collection = _collections(config, options, seed, base)
     store = _store(config, options, collection, base)
     training: Pairs = PairDataset(
@@ -129,6 +135,40 @@ def training_data(config: DataConfig, *, seed: int = 0, base: Path | None = None
         if options.lesions is not None:
             validation = LesionPairs(validation, options.lesions, seed=seed + VALIDATION_SEED)
     return TrainingData(training, validation, collection.notes)
+
+
+def _groups(
+    config: DataConfig, options: ImageOptions, groups: GroupOptions, seed: int, base: Path
+) -> TrainingData:
+    """Groups of images, to train and to validate on."""
+    sides: list[Members | None]
+    notes: tuple[str, ...] = ()
+    if groups.of == "series":
+        spacing = config.spacing_mm or (1.0,) * len(options.shape)
+        training = list(series_from(base / config.source))
+        held_out = [] if config.validation is None else training
+        if config.validation == config.source:
+            training, held_out = divided(training, options.held_out, options.share, seed)
+        elif config.validation is not None:
+            held_out = list(series_from(base / config.validation))
+        sides = [
+            SeriesStore(side, spacing, window=options.window, in_memory=options.in_memory) if side else None
+            for side in (training, held_out)
+        ]
+    else:
+        collection = _collections(config, options, seed, base)
+        store, notes = _store(config, options, collection, base), collection.notes
+        by_person = groups.of == "person"
+        sides = [
+            Population(side, store, by_person=by_person, fewest=groups.fewest) if side else None
+            for side in (collection.subjects, collection.validation)
+        ]
+    first, second = sides
+    if first is None:
+        raise InputError("There is no group to train on.")
+    augmented = GroupDataset(first, groups, augmentation=options.augmentation, seed=seed)
+    validation = None if second is None else GroupDataset(second, groups, seed=seed, validation=True)
+    return TrainingData(augmented, validation, notes)
 
 
 def _synthetic(config: DataConfig, options: SyntheticOptions, seed: int) -> TrainingData:

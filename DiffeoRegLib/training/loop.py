@@ -25,6 +25,7 @@ from DiffeoRegLib.networks.weights import load_weights
 from DiffeoRegLib.training.batches import Drawn, Pairs, Stream, collate, derived_seed, seed_all
 from DiffeoRegLib.training.checkpoint import load_optimiser
 from DiffeoRegLib.training.config import TrainingConfig
+from DiffeoRegLib.training.group_terms import GroupBatch
 from DiffeoRegLib.training.objective import Batch, objective_of
 from DiffeoRegLib.training.processes import Processes, sum_gradients
 from DiffeoRegLib.training.run_folder import Counters, RunFolder
@@ -174,22 +175,22 @@ class Trainer:
         if isinstance(self.network, Growing):
             self.network.at_step(self.counters.step)
 
-    def _backward(self, batch: Batch) -> Tensor:
+    def _backward(self, batch: Batch | GroupBatch) -> Tensor:
         """Adds one batch's gradients times its pairs; returns pairs, and loss and terms times them."""
-        pairs = len(batch.fixed)
+        pairs = batch.count
         try:
-            maps = self.network(batch.moving, batch.fixed)
+            maps = batch.through(self.network)
             loss, terms = self.objective(maps, batch, self.counters.step)
         except (NoOverlapError, ShootingDiverged) as error:
             self.files.problem(self.counters.step, f"{', '.join(batch.names)}: {error}")
-            return torch.full((2 + len(self.objective.names),), math.nan, device=batch.fixed.device)
+            return torch.full((2 + len(self.objective.names),), math.nan, device=self.processes.device)
         if bool(loss.isfinite()):
             (loss * pairs).backward()  # type: ignore[no-untyped-call]
         else:
             self.files.problem(self.counters.step, f"{', '.join(batch.names)}: the loss is {loss.item()}")
         return torch.stack([loss.new_ones(()), loss.detach(), *terms.values()]) * pairs
 
-    def _readable(self, drawn: list[Drawn]) -> Batch | None:
+    def _readable(self, drawn: list[Drawn]) -> Batch | GroupBatch | None:
         """The pairs that could be read; the others are named, and end the run unless they may be skipped."""
         for one in drawn:
             for sentence in one.item.get("skipped", ()) if one.item else ():

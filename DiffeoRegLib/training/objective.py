@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from DiffeoRegLib.errors import NoOverlapError, SettingsError, UnknownNameError
 from DiffeoRegLib.losses.information import nmi
@@ -35,6 +35,7 @@ from DiffeoRegLib.training.appearance_terms import (
     healthy_part,
 )
 from DiffeoRegLib.training.config import MAP_TERMS, PENALTIES, SIMILARITY_LOSSES, LossConfig, TrainingConfig
+from DiffeoRegLib.training.group_terms import GroupObjective
 from DiffeoRegLib.training.label_terms import LABEL_LOSSES
 from DiffeoRegLib.training.path_terms import PATH_LOSSES
 from DiffeoRegLib.training.velocity_terms import VELOCITY_LOSSES
@@ -121,10 +122,34 @@ class Batch:
     names: tuple[str, ...] = ()
     points: Mapping[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def count(self) -> int:
+        """Pairs in the batch."""
+        return len(self.fixed)
+
+    def through(self, network: nn.Module) -> Any:
+        """What a network makes of the pairs."""
+        return network(self.moving, self.fixed)
+
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
         held = {name: getattr(self, name) for name in IMAGES}
         return replace(self, **{n: v.to(device, non_blocking=True) for n, v in held.items() if v is not None})
+
+
+class Judge(Protocol):
+    """A loss of maps and what they were made of, pairs or groups; see `Objective`."""
+
+    spacing: Sequence[float] | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the terms that count."""
+        ...
+
+    def __call__(self, maps: Any, batch: Any, step: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and its terms before weighting, detached."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,8 +278,10 @@ class Objective:
         return mask
 
 
-def objective_of(config: TrainingConfig) -> Objective:
+def objective_of(config: TrainingConfig) -> Judge:
     """What a training run makes small; raises SettingsError for options a loss does not have."""
+    if config.groups:
+        return GroupObjective(config.losses, spacing=config.data.spacing_mm)
     return Objective(
         config.losses,
         symmetric=config.symmetric,

@@ -15,8 +15,10 @@ from DiffeoRegLib.errors import Cancelled, InputError, SettingsError
 from DiffeoRegLib.metrics import deformation_summary, mean_dice, tre_mm
 from DiffeoRegLib.space.sample import array_from_tensor, sample, tensor_from_array, warp
 from DiffeoRegLib.training.batches import Pairs, SeededPairs, collate
-from DiffeoRegLib.training.config import HIGHER_IS_BETTER
-from DiffeoRegLib.training.objective import Batch, Objective
+from DiffeoRegLib.training.config import HIGHER_IS_BETTER, TrainingConfig
+from DiffeoRegLib.training.group_terms import GroupBatch, GroupObjective
+from DiffeoRegLib.training.group_validation import GROUP_METRICS, measure_group
+from DiffeoRegLib.training.objective import Batch, Judge
 from DiffeoRegLib.training.processes import Processes
 
 METRICS = ("loss", "dice", "tre_mm", "folded_percent", "sd_log_jacobian")
@@ -41,7 +43,7 @@ class FieldMap:
 def validate(
     network: nn.Module,
     pairs: Pairs,
-    objective: Objective,
+    objective: Judge,
     *,
     processes: Processes | None = None,
     seed: int = 0,
@@ -49,6 +51,7 @@ def validate(
 ) -> dict[str, float]:
     """Means over all pairs of loss, folds, spread of the log-Jacobian, Dice and landmark error (mm).
 
+    Of groups see `measure_group`.
     Dice: labels read by nearest neighbour, pairs that have labels.  tre_mm: pairs that have landmarks.
     A metric no pair can tell is left out.  Every process measures its share of the pairs.
     Raises InputError for a pair that cannot be read, Cancelled where `stop_wanted` says so between pairs (in
@@ -56,7 +59,8 @@ def validate(
     """
     processes = processes or Processes()
     drawn = SeededPairs(pairs, seed, 0)
-    table = torch.zeros(len(drawn), len(METRICS), dtype=torch.float64)
+    metrics = GROUP_METRICS if isinstance(objective, GroupObjective) else METRICS
+    table = torch.zeros(len(drawn), len(metrics), dtype=torch.float64)
     trained = network.training
     network.eval()
     try:
@@ -67,17 +71,23 @@ def validate(
             if found.item is None:
                 raise InputError(f"Validation stopped. {found.problem}")
             row = measure(network, collate([found.item]).to(processes.device), objective)
-            table[index] = torch.tensor([row.get(name, math.nan) for name in METRICS], dtype=torch.float64)
+            table[index] = torch.tensor([row.get(name, math.nan) for name in metrics], dtype=torch.float64)
     finally:
         network.train(trained)
     table = processes.sum(table.to(_summable(processes))).cpu()
-    means = {name: float(column[~column.isnan()].mean()) for name, column in _columns(table)}
+    means = {
+        name: float(column[~column.isnan()].mean())
+        for name, column in zip(metrics, table.unbind(1), strict=True)
+    }
     return {name: value for name, value in means.items() if not math.isnan(value)}
 
 
 @torch.no_grad()
-def measure(network: nn.Module, batch: Batch, objective: Objective) -> dict[str, float]:
-    """The metrics of one pair, without those its data do not allow."""
+def measure(network: nn.Module, batch: Batch | GroupBatch, objective: Judge) -> dict[str, float]:
+    """The metrics of one pair or group, without those its data do not allow."""
+    if isinstance(batch, GroupBatch):
+        assert isinstance(objective, GroupObjective)
+        return measure_group(network, batch, objective)
     maps = network(batch.moving, batch.fixed)
     u_vox: Tensor = maps.u12.float()
     summary = deformation_summary(u_vox)
@@ -91,6 +101,11 @@ def measure(network: nn.Module, batch: Batch, objective: Objective) -> dict[str,
     if {"moving_points_vox", "fixed_points_vox"} <= set(batch.points):
         row["tre_mm"] = _landmark_error_mm(u_vox, batch.points, objective.spacing)
     return row
+
+
+def metrics_of(config: TrainingConfig) -> tuple[str, ...]:
+    """What is measured of a run's validation data, at most."""
+    return GROUP_METRICS if config.groups else METRICS
 
 
 def is_better(metric: str, value: float, best: float | None) -> bool:
@@ -122,7 +137,3 @@ def _landmark_error_mm(u_vox: Tensor, points: Mapping[str, Tensor], spacing: Seq
 def _summable(processes: Processes) -> torch.device:
     """Where messages between processes live: cards talk about what is on them."""
     return processes.device if processes.count > 1 else torch.device("cpu")
-
-
-def _columns(table: Tensor) -> list[tuple[str, Tensor]]:
-    return list(zip(METRICS, table.unbind(1), strict=True))

@@ -19,7 +19,7 @@ from DiffeoRegLib.networks.weights import read_checkpoint, read_network
 from DiffeoRegLib.training.changes import changed
 from DiffeoRegLib.training.config import as_plain, check_resumable, config_from
 from DiffeoRegLib.training.datasets import ImageOptions, data_options
-from DiffeoRegLib.training.objective import Objective
+from DiffeoRegLib.training.objective import objective_of
 from DiffeoRegLib.training.start import prepared_run, shipped_configs
 from DiffeoRegLib.training.validation import require_metric
 from DiffeoRegLib.volumes.files import write_volume
@@ -62,7 +62,7 @@ def test_a_shipped_configuration_is_whole(name):
     data = None if name == "sitreg-any-contrast" else "here"
     config = configured(Namespace(config=name, set=[], data=data, start_from=None), path.parent)[0]
     options = data_options(config.data)
-    terms = Objective(config.losses, symmetric=config.symmetric, spacing=config.data.spacing_mm).names
+    terms = objective_of(config).names
     network = build_network(config.network, config.precision)
     assert sum(p.numel() for p in network.parameters()) == SIZES[name]
     assert terms == tuple(loss.name for loss in config.losses)
