@@ -50,7 +50,8 @@ def help_of(repository: Path, subcommand: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "subcommand", ["register", "apply", "evaluate", "methods", "train", "import-weights"]
+    "subcommand",
+    ["register", "apply", "evaluate", "methods", "train", "import-weights", "batch", "group", "template"],
 )
 def test_commands_of_the_readme_exist_with_their_flags(repository: Path, subcommand: str) -> None:
     lines = [line for line in shell_lines(repository) if line.split()[1] == subcommand]
@@ -69,6 +70,9 @@ def test_the_readme_shows_only_commands_that_are_tested(repository: Path) -> Non
         "apply",
         "evaluate",
         "methods",
+        "batch",
+        "group",
+        "template",
         "shoot",
         "train",
         "import-weights",
