@@ -173,7 +173,7 @@ def test_a_request_is_completed_only_for_trained_methods(
 def test_a_network_that_aligns_needs_its_licence_whatever_the_method(
     machine: Machine, shipped: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    aligner = replace(shipped, name="aligner", method=AFFINE_NETWORK, network="", deformable=False)
+    aligner = replace(shipped, name="aligner", method=AFFINE_NETWORK, networks=(), deformable=False)
     monkeypatch.setitem(CARDS, "aligner", aligner)
     request = Request(None, None, Settings(init="network:aligner"))
     (licence,) = aligner.licences_to_accept

@@ -184,7 +184,7 @@ def test_volumes_and_a_path_that_can_be_followed(tmp_path):
 def test_the_cards_and_their_methods():
     for name in NAMES:
         known = card(name)
-        assert (known.own_weights, known.trained, known.network) == (True, True, name)
+        assert (known.own_weights, known.trained, known.networks) == (True, True, (name,))
         assert known.geodesic == (name != "vsvf-network")
         assert isinstance(method_named(name), NetworkMethod)
         assert method_named(name).sources(Settings(method=name)) == []
