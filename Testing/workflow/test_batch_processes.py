@@ -120,9 +120,7 @@ def same_results(out, undisturbed):
         moved = read_volume(one / "moved.nii.gz")
         assert torch.equal(moved.data, read_volume(other / "moved.nii.gz").data), name
         size = np.array(moved.grid.shape)
-        points = moved.grid.world_from_index(
-            np.random.default_rng(0).uniform(-5, size + 5, (999, len(size)))
-        )
+        points = moved.grid.world_from_index(np.random.default_rng(0).uniform(-5, size + 5, (999, len(size))))
         for file in ("transform.h5", "inverse.h5"):
             found = [read_transform(folder / file).map_points(points) for folder in (one, other)]
             assert np.array_equal(*found), (name, file)
