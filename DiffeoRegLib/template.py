@@ -190,8 +190,10 @@ def _centred(ways: _Ways, view: Grid) -> _Ways:
     """The same maps from the space in which their mean is the identity.
 
     The mean map is an affine one after a displacement that fades at the border: T(x) = A (x + u(x)), with A
-    the mean of the linear parts; every map is taken after the inverse of T.
+    the mean of the linear parts; every map is taken after the inverse of T.  Maps fade in a ring around the
+    template: cut at its border, their mean would not lead back.
     """
+    view = _reached(ways.there, view)
     linear: Matrix = np.mean(np.stack(ways.starts), axis=0)
     mean_u = torch.stack([displacement_on(way, view) for way in ways.there]).mean(0)
     points = view.world_from_index(np.indices(view.shape).reshape(view.dim, -1).T.astype(np.float64))
@@ -206,6 +208,16 @@ def _centred(ways: _Ways, view: Grid) -> _Ways:
         [CompositeTransform((way, forward, turned)) for way in ways.back],
         [start @ turn.moving_from_fixed for start in ways.starts],
     )
+
+
+def _reached(ways: Sequence[Transform], view: Grid) -> Grid:
+    """A grid that covers the displacements of all maps, too."""
+    parts = [part for way in ways for part in (way.parts if isinstance(way, CompositeTransform) else [way])]
+    corners = [part.grid.corners_mm() for part in parts if isinstance(part, DisplacementTransform)]
+    index = view.index_from_world(np.concatenate([view.corners_mm(), *corners]))
+    before = np.ceil((-index).max(0)).clip(min=0)
+    after = np.ceil((index - np.array(view.shape) + 1).max(0)).clip(min=0)
+    return view.padded([int(n) for n in before], [int(n) for n in after])
 
 
 def _off_centre_mm(ways: Sequence[Transform], view: Grid) -> float:

@@ -97,6 +97,16 @@ def test_maps_are_centred_with_their_linear_parts():
         assert np.abs(back.map_points(there.map_points(inside)) - inside).max() < 0.02
 
 
+def test_maps_are_centred_at_the_border_too():
+    """Maps fade in a ring around the template, so their mean has a motion at its border."""
+    field, affine = known_motion(GRID.padded([4, 4, 4], [4, 4, 4]), 4.0)
+    still = DisplacementTransform(field.grid, torch.zeros_like(field.u_mm))
+    maps = [CompositeTransform((field, affine)), CompositeTransform((still, affine))]
+    ways = _Ways(maps, [way.inverse() for way in maps], [affine.moving_from_fixed] * 2)
+    assert _off_centre_mm(ways.there, GRID) > 1
+    assert _off_centre_mm(_centred(ways, GRID).there, GRID) < 0.05
+
+
 def test_sharpening_adds_what_smoothing_takes():
     data = torch.zeros(9, 9, 9)
     data[4:] = 0.5
