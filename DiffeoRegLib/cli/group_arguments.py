@@ -41,27 +41,19 @@ def group_flags(
     whole_numbers: Callable[[str], tuple[int, ...]],
 ) -> None:
     """Everything `diffeoreg group` takes; numbers, whole_numbers: how lists of them are read."""
-    parser.add_argument("images", metavar="IMG", nargs="+", help="two images and more, or one 4D series")
-    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="folder for the results")
-    parser.add_argument("--overwrite", action="store_true", help="replace results that exist in OUT")
+    image_flags(parser)
     task = parser.add_argument_group("what to do")
     goal = task.add_mutually_exclusive_group()
     goal.add_argument("--fixed-index", type=int, metavar="N", help="the image that stays as it is")
     goal.add_argument("--mean", action="store_true", help="to the middle of all images (default)")
-    task.add_argument("--preset", default="general", help=f"{', '.join(PRESETS)} (default general)")
-    task.add_argument("--effort", default="balanced", help=f"{', '.join(EFFORTS)} (default balanced)")
+    quality_flags(task)
     task.add_argument(
         "--similarity",
         choices=tuple(SIMILARITIES),
         help="nmi and variance: the mean over all pairs; lncc: every image with the mean of the others "
         "(default: nmi, lncc for presets of one modality)",
     )
-    task.add_argument(
-        "--init",
-        default="auto",
-        choices=INITS,
-        help="first alignment; auto = where the headers put the images",
-    )
+    start_flag(task)
     task.add_argument(
         "--leave-out", action="store_true", help="go on without an image that has no use (constant, all NaN)"
     )
@@ -83,6 +75,43 @@ def group_flags(
             metavar="N:FILE",
             help=f"{kind} of image N, carried to all others; may be repeated",
         )
+    details = detail_flags(parser, numbers, whole_numbers)
+    details.add_argument("--format", default="h5", choices=FORMATS, help="of the transforms (default h5)")
+    details.add_argument("--seed", type=int, default=0, help="of the samples of the uncertainty (default 0)")
+    machine = parser.add_argument_group("machine and output")
+    machine_flags(machine)
+    machine.add_argument("--no-html", action="store_true", help="no report.html")
+
+
+def image_flags(parser: argparse.ArgumentParser) -> None:
+    """What is registered together, and where the results go."""
+    parser.add_argument("images", metavar="IMG", nargs="+", help="two images and more, or one 4D series")
+    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="folder for the results")
+    parser.add_argument("--overwrite", action="store_true", help="replace results that exist in OUT")
+
+
+def quality_flags(task: argparse._ArgumentGroup) -> None:
+    """Kind of images, and how much work is spent on them."""
+    task.add_argument("--preset", default="general", help=f"{', '.join(PRESETS)} (default general)")
+    task.add_argument("--effort", default="balanced", help=f"{', '.join(EFFORTS)} (default balanced)")
+
+
+def start_flag(task: argparse._ArgumentGroup) -> None:
+    """The first alignment."""
+    task.add_argument(
+        "--init",
+        default="auto",
+        choices=INITS,
+        help="first alignment; auto = where the headers put the images",
+    )
+
+
+def detail_flags(
+    parser: argparse.ArgumentParser,
+    numbers: Callable[[str], tuple[float, ...]],
+    whole_numbers: Callable[[str], tuple[int, ...]],
+) -> argparse._ArgumentGroup:
+    """How the search goes; more can be added to the group that it gives."""
     details = parser.add_argument_group("details (defaults come from preset and effort)")
     details.add_argument("--levels", type=numbers, metavar="A,B,..", help="voxel size of every level, mm")
     details.add_argument(
@@ -93,15 +122,16 @@ def group_flags(
     )
     details.add_argument("--working-spacing-mm", type=float, metavar="MM", help="finest voxel size worked on")
     details.add_argument("--interpolation", default="linear", help=f"{', '.join(INTERPOLATIONS)}")
-    details.add_argument("--format", default="h5", choices=FORMATS, help="of the transforms (default h5)")
-    details.add_argument("--seed", type=int, default=0, help="of the samples of the uncertainty (default 0)")
-    machine = parser.add_argument_group("machine and output")
+    return details
+
+
+def machine_flags(machine: argparse._ArgumentGroup) -> None:
+    """Device, threads and memory."""
     machine.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
     machine.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     machine.add_argument(
         "--memory-limit-gb", type=float, metavar="GB", help="use a coarser grid rather than more memory"
     )
-    machine.add_argument("--no-html", action="store_true", help="no report.html")
 
 
 def _numbered_file(text: str) -> tuple[int, str]:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from DiffeoRegLib.settings import EFFORTS, INTERPOLATIONS, PRESETS, SIMILARITIES
-
-INITS = ("auto", "identity", "rigid", "affine")
+from DiffeoRegLib.cli.group_arguments import (
+    detail_flags,
+    image_flags,
+    machine_flags,
+    quality_flags,
+    start_flag,
+)
+from DiffeoRegLib.settings import SIMILARITIES
 
 TEMPLATE = """\
 Make an unbiased template of several images and write to OUT:
@@ -36,9 +41,7 @@ def template_flags(
     whole_numbers: Callable[[str], tuple[int, ...]],
 ) -> None:
     """Everything `diffeoreg template` takes; numbers, whole_numbers: how lists of them are read."""
-    parser.add_argument("images", metavar="IMG", nargs="+", help="two images and more, or one 4D series")
-    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="folder for the results")
-    parser.add_argument("--overwrite", action="store_true", help="replace results that exist in OUT")
+    image_flags(parser)
     task = parser.add_argument_group("what to do")
     task.add_argument("--rounds", type=int, default=3, metavar="N", help="after the group (default 3)")
     task.add_argument(
@@ -48,29 +51,10 @@ def template_flags(
         metavar="X",
         help="share of what smoothing by a voxel would take from the mean that is added to it (default 1)",
     )
-    task.add_argument("--preset", default="general", help=f"{', '.join(PRESETS)} (default general)")
-    task.add_argument("--effort", default="balanced", help=f"{', '.join(EFFORTS)} (default balanced)")
+    quality_flags(task)
     task.add_argument("--similarity", help=f"{', '.join(SIMILARITIES)} (default: what the preset says)")
-    task.add_argument(
-        "--init",
-        default="auto",
-        choices=INITS,
-        help="first alignment; auto = where the headers put the images",
-    )
+    start_flag(task)
     task.add_argument("--leave-out", action="store_true", help="go on without an image that has no use")
-    details = parser.add_argument_group("details (defaults come from preset and effort)")
-    details.add_argument("--levels", type=numbers, metavar="A,B,..", help="voxel size of every level, mm")
-    details.add_argument(
-        "--iterations", type=whole_numbers, metavar="A,B,..", help="per level, coarse to fine"
-    )
-    details.add_argument(
-        "--regularity", type=float, default=1.0, metavar="X", help="factor on all smoothing (default 1)"
-    )
-    details.add_argument("--working-spacing-mm", type=float, metavar="MM", help="finest voxel size worked on")
-    details.add_argument("--interpolation", default="linear", help=f"{', '.join(INTERPOLATIONS)}")
+    detail_flags(parser, numbers, whole_numbers)
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
-    machine.add_argument("--threads", type=int, metavar="N", help="CPU threads")
-    machine.add_argument(
-        "--memory-limit-gb", type=float, metavar="GB", help="use a coarser grid rather than more memory"
-    )
+    machine_flags(machine)

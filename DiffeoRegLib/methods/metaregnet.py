@@ -96,8 +96,9 @@ class MetaRegNetMethod:
         notes = (why, used_weights(settings), *motion.notes)
         if pair.pathology is None:
             return replace(motion, notes=notes)
-        notes += (BEST_CHANGE if refined(settings) else OWN_CHANGE,)
-        return replace(motion, notes=notes, source=_source(maps, grid, backwards))
+        if refined(settings):
+            return replace(motion, notes=(*notes, BEST_CHANGE))
+        return replace(motion, notes=(*notes, OWN_CHANGE), source=_source(maps, grid, backwards))
 
     def refine(self, motion: Motion, pair: Pair, settings: Settings, report: Report) -> Motion:
         """Coarse-to-fine metamorphosis, from the network's velocity or between images where it put them."""
@@ -110,9 +111,7 @@ class MetaRegNetMethod:
             return replace(found, notes=motion.notes)
         carried = carried_half_way(pair, motion.halves)
         found = Metamorphosis().refine(Motion(motion.velocity_vox, motion.grid), carried, plan, report)
-        return replace(
-            motion, velocity_vox=change_grid(found.velocity_vox, found.grid, motion.grid), source=None
-        )
+        return replace(motion, velocity_vox=change_grid(found.velocity_vox, found.grid, motion.grid))
 
     def sources(self, settings: Settings) -> list[str]:
         """The metamorphosis that refines, where there is any."""

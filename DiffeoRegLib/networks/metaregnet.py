@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -28,11 +27,10 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from DiffeoRegLib.errors import SettingsError, ShapeError, UnknownNameError
-from DiffeoRegLib.flows.inversion import invert
-from DiffeoRegLib.flows.time_varying import INVERSE_TOLERANCE_VOX, MOST_SUBSTEPS, integrate_steps
+from DiffeoRegLib.flows.time_varying import MOST_SUBSTEPS, integrate_steps
 from DiffeoRegLib.networks.lipschitz import LIPSCHITZ, MOST_BLOCKS, Branch, Lipschitz, side_by_side
 from DiffeoRegLib.networks.unet import UNetOptions, convolution, filled
-from DiffeoRegLib.networks.voxelmorph import WAYS, Way
+from DiffeoRegLib.networks.voxelmorph import DisplacementMaps
 
 RELEASED: Mapping[str, Any] = MappingProxyType(
     {
@@ -109,31 +107,17 @@ class MetaRegNetOptions(UNetOptions):
 
 
 @dataclass(eq=False)
-class MetamorphicMaps:
+class MetamorphicMaps(DisplacementMaps):
     """Where to read the moving image, and what to add to it; all on the grid of the fixed image.
 
-    u12: (N, d, *shape), voxels.  appearance: q, (N, 1, *shape), within (-1, 1), to be masked.
+    u12: (N, d, *shape), voxels.  u21, its inverse: fixed - q M, read at x + u21(x), looks like moving(x).
+    appearance: q, (N, 1, *shape), within (-1, 1), to be masked.
     velocities_vox: with `compose` the steps of the flow, (N, d, *shape) each, voxels per step, for the order
     `paper` of `flows/time_varying.py`; else empty.
     """
 
-    u12: Tensor
     appearance: Tensor
     velocities_vox: tuple[Tensor, ...] = ()
-
-    @cached_property
-    def u21(self) -> Tensor:
-        """fixed - q M, read at x + u21(x), looks like moving(x): the inverse of u12, voxel by voxel.
-
-        Where u12 folds there is none; see `flows/inversion.py`.
-        """
-        return invert(self.u12, "mixed", INVERSE_TOLERANCE_VOX)
-
-    def deformable(self, way: Way) -> Tensor:
-        """The displacement of a way: what a penalty is for; raises UnknownNameError."""
-        if way not in WAYS:
-            raise UnknownNameError("way", way, WAYS)
-        return self.u12 if way == "12" else self.u21
 
 
 class MetaRegNet(nn.Module):
