@@ -84,6 +84,7 @@ class Card:
     networks: names of the networks that its weights may be of; empty = that of the method.
     version, modality, anatomy, training_data, training_licence: of a trained model, in words.
     spacing_mm: voxel size that the trained network works at.  measured: what the network needed.
+    needs_group: it registers groups of images, not pairs.  uncertainty: it says how sure its motion is.
     halfway: both images meet in the middle, so that exchanging them exchanges the results exactly.
     own_weights: it runs only with weights that the user has trained (Settings.weights).
     kernels: its regulariser is made of Gaussian kernels; the kernel_* settings and `kinetic` are used.

@@ -26,6 +26,7 @@ __all__ = [
     "TrainingData",
     "WeightFile",
     "card",
+    "check_pair_method",
     "check_steps",
     "check_weights_choice",
     "default_models_folder",
@@ -91,6 +92,7 @@ class Model:
             geodesic=method.geodesic, steps_range=method.steps_range, steps_default=method.steps_default,
             trained_steps=self.trained_steps, time_varying=method.time_varying,
             needs_pathology_mask=method.needs_pathology_mask, appearance_change=method.appearance_change,
+            needs_group=method.needs_group, uncertainty=method.uncertainty,
         )  # fmt: skip
 
 
@@ -165,6 +167,14 @@ def check_weights_choice(card: Card, weights: str | None) -> None:
         raise SettingsError(
             f"'{card.name}' runs with weights that you trained: give their file (--weights FILE), or choose "
             "a trained model, see `diffeoreg methods`."
+        )
+
+
+def check_pair_method(card: Card) -> None:
+    """Raises SettingsError for a method of groups."""
+    if card.needs_group:
+        raise SettingsError(
+            f"'{card.name}' registers a group of images (diffeoreg group), not a pair: choose another method."
         )
 
 

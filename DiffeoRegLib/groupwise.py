@@ -8,26 +8,29 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from DiffeoRegLib.catalog import card
+from DiffeoRegLib.catalog import card, check_steps
 from DiffeoRegLib.device import DeviceChoice, choose_device, memory_bytes, set_threads
 from DiffeoRegLib.errors import InputError, SettingsError
 from DiffeoRegLib.flows.integrate import Flow, integrate, needed_taper_mm
-from DiffeoRegLib.methods.base import Progress, Report
+from DiffeoRegLib.methods.base import Needs, Progress, Report
 from DiffeoRegLib.methods.discrete import CITATION as SEARCH_CITATION
 from DiffeoRegLib.methods.finish import to_patient
 from DiffeoRegLib.methods.group_memory import memory_of_group
 from DiffeoRegLib.methods.group_search import GroupMotion, search, similarity_of
 from DiffeoRegLib.methods.group_start import aligned_to_the_mean
-from DiffeoRegLib.methods.group_uncertainty import uncertainty
+from DiffeoRegLib.methods.group_uncertainty import SAMPLES, uncertainty
+from DiffeoRegLib.methods.groupmorph import ALONE, group_needs, network_deviations, register_by_network
 from DiffeoRegLib.methods.start import background_of
 from DiffeoRegLib.methods.svf import searches
+from DiffeoRegLib.methods.trained import refined, refinement
+from DiffeoRegLib.networks.weights import check_weights
 from DiffeoRegLib.report.group import measure_group
 from DiffeoRegLib.report.memory import reset_peak_memory
 from DiffeoRegLib.settings import Settings
@@ -49,10 +52,6 @@ MEMORY_SHARE = 0.8
 """Of the memory that is free, this much may be planned with."""
 MODES: dict[str, Mode] = {"linear": "linear", "cubic": "cubic"}
 ALIGNMENTS = ("identity", "rigid", "affine")
-GROUPMORPH = (
-    "van der Ouderaa TFA, Isgum I, Veldhuis WB, de Vos BD. Deep group-wise variational diffeomorphic image "
-    "registration. TIA workshop, MICCAI 2020."
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +94,10 @@ def register_group(
 ) -> GroupResult:
     """Register K images to one of them (`fixed_index`) or to the middle of all of them (None).
 
-    settings: init `auto` takes the images where their headers put them; `rigid` and `affine` align them to
-    their mean first.  masks: where each image counts, as labels.  landmarks: (n, 3) RAS mm of each image, the
-    same points in the same order, to judge by.  leave_out: an image without use is left out and named.
+    settings: method `svf`, or one that needs a group; init `auto` takes the images where their headers put
+    them; `rigid` and `affine` align them to their mean first.  masks: where each image counts, as labels.
+    landmarks: (n, 3) RAS mm of each image, the same points in the same order, to judge by.
+    leave_out: an image without use is left out and named.
     progress: called with Progress; raise Cancelled in it to stop.
     The images are worked on in an order of their own: how they are given changes nothing but the order of the
     results.
@@ -113,9 +113,11 @@ def register_group(
     sorted_group = chosen.taken(order)
     view, view_notes = common_field_of_view(sorted_group.images, sorted_group.fixed)
     run.notes += view_notes
+    needs = run.needs(view.dim, len(kept), chosen.fixed)
     matrices = run.align(sorted_group, view)
-    group = run.prepare(sorted_group, view, matrices)
-    motion = run.deform(group, sorted_group.fixed)
+    group = run.prepare(sorted_group, view, matrices, needs)
+    back = [order.index(entry) for entry in range(len(order))]
+    motion = run.deform(group, sorted_group.fixed, back, kept)
     with run.phase("integrate", 0.7):
         transforms, inverses = run.integrate(motion, view, matrices)
     with run.phase("uncertainty", 0.78):
@@ -123,7 +125,6 @@ def register_group(
     del group
     with run.phase("resample", 0.88):
         aligned, mean = run.resample(sorted_group, view, transforms)
-    back = [order.index(entry) for entry in range(len(order))]
     with run.phase("measure", 0.93):
         report = measure_group(
             images=sorted_group.images, transforms=transforms, inverses=inverses,
@@ -134,7 +135,7 @@ def register_group(
         )  # fmt: skip
     report["kept"] = kept
     report["seconds"] = dict(run.seconds)
-    motion = replace(motion, velocities_vox=motion.velocities_vox[back], fixed=chosen.fixed)
+    motion = motion.taken(back, chosen.fixed)
     run.tell("done", 1.0, "finished")
     return GroupResult(
         tuple(transforms[k] for k in back), tuple(inverses[k] for k in back),
@@ -205,10 +206,15 @@ class _GroupRun:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.settings.method != "svf":
+        self.method = card(self.settings.method)
+        if self.method.name != "svf" and not self.method.needs_group:
             raise SettingsError(
-                f"Groups are registered by 'svf', one velocity each; '{self.settings.method}' is for pairs."
+                f"Groups are registered by 'svf', one velocity each, or by 'groupmorph'; "
+                f"'{self.settings.method}' is for pairs."
             )
+        check_steps(self.method, self.settings.steps)
+        check_weights(self.method, self.settings)
+        self.network_mm: tuple[float, ...] = ()
         if self.settings.init not in ("auto", *ALIGNMENTS):
             raise SettingsError(
                 f"A group starts from auto, {', '.join(ALIGNMENTS)}; not from '{self.settings.init}'."
@@ -231,6 +237,14 @@ class _GroupRun:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
+    def needs(self, dim: int, count: int, fixed: int | None) -> Needs | None:
+        """What a trained network needs, if it is one for this group; None for the search alone."""
+        if not self.method.trained:
+            return None
+        needs = group_needs(self.settings, dim, count, fixed)
+        self.network_mm = needs.spacing_mm
+        return needs
+
     def align(self, given: _Given, view: Grid) -> list[Matrix]:
         """Where a point of the common space is read in each image before anything is deformed, RAS mm 4x4."""
         with self.phase("align", 0.0):
@@ -243,26 +257,35 @@ class _GroupRun:
                 given.images, view, given.fixed, self.settings, self.notes, self._within(0.0, 0.1)
             )
 
-    def prepare(self, given: _Given, view: Grid, matrices: Sequence[Matrix]) -> Group:
+    def prepare(self, given: _Given, view: Grid, matrices: Sequence[Matrix], needs: Needs | None) -> Group:
         """All images on one grid that fits into the memory."""
         with self.phase("prepare", 0.1):
             limit = self.settings.memory_limit_gb
             free = memory_bytes(self.device.device)
             most = int(limit * 1e9) if limit else None if free is None else int(MEMORY_SHARE * free)
+            memory_of = memory_of_group(self.settings, len(given.images), view, needs)
             group = prepare_group(
                 given.images, view, self.settings, matrices, given.masks, device=self.device.device,
-                memory_limit_bytes=most, memory_of=memory_of_group(self.settings, len(given.images), view),
+                memory_limit_bytes=most, memory_of=memory_of,
+                network_mm=None if needs is None else needs.spacing_mm,
+                refined=needs is None or needs.refined,
             )  # fmt: skip
             self.notes += group.notes
             self.tell("prepare", 0.12, group.notes[-1])
         return group
 
-    def deform(self, group: Group, fixed: int | None) -> GroupMotion:
-        """The velocities."""
+    def deform(
+        self, group: Group, fixed: int | None, order: Sequence[int], numbers: Sequence[int]
+    ) -> GroupMotion:
+        """The velocities; order, numbers: see `register_by_network`."""
+        report = self._within(0.12, 0.7)
         with self.phase("optimise", 0.12):
-            motion = search(group, self.settings, fixed, self._within(0.12, 0.7))
+            if self.method.trained:
+                motion = register_by_network(group, self.settings, fixed, order, numbers, report)
+            else:
+                motion = search(group, self.settings, fixed, report)
         self.notes += motion.notes
-        return replace(motion, velocities_vox=motion.velocities_vox.cpu())
+        return motion.to("cpu")
 
     def integrate(
         self, motion: GroupMotion, view: Grid, matrices: Sequence[Matrix]
@@ -286,10 +309,19 @@ class _GroupRun:
 
     def uncertainty(self, group: Group, motion: GroupMotion, given: _Given) -> list[Volume]:
         """Standard deviations per image, mm."""
-        found = uncertainty(group.to("cpu"), motion, self.settings, self._within(0.78, 0.88))
+        report, group = self._within(0.78, 0.88), group.to("cpu")
+        if motion.variances_vox is None:
+            plan = self.settings
+            if self.method.trained:
+                plan = refinement(plan, self.network_mm, group.grid)
+            found = uncertainty(group, motion, plan, report)
+            deviations, grid = found.deviation_mm, found.grid
+        else:
+            deviations, grid = network_deviations(group, motion, self.settings, report), motion.grid
+            self.notes.append(ALONE.format(SAMPLES))
         return [
-            Volume(deviation, found.grid, f"{image.name} standard deviation mm")
-            for deviation, image in zip(found.deviation_mm, given.images, strict=True)
+            Volume(deviation, grid, f"{image.name} standard deviation mm")
+            for deviation, image in zip(deviations, given.images, strict=True)
         ]
 
     def resample(
@@ -318,7 +350,10 @@ class _GroupRun:
     def citations(self) -> list[str]:
         """Of what really ran."""
         found = [card("affine").citation] if self.settings.init in ("rigid", "affine") else []
-        found += [card("svf").citation, GROUPMORPH]
+        if self.method.trained:
+            found.append(self.method.citation)
+            return [*found, card("svf").citation] if refined(self.settings) else found
+        found += [card("svf").citation, card("groupmorph").citation]
         return [*found, SEARCH_CITATION] if searches(self.settings) else found
 
 

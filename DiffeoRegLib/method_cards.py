@@ -122,6 +122,18 @@ METHOD_CARDS = (
         own_weights=True,
     ),
     Card(
+        name="groupmorph",
+        title="GroupMorph with weights of your own",
+        use="A network that you trained (diffeoreg train): a whole group at once, and how sure it is.",
+        citation=(
+            "van der Ouderaa TFA, Isgum I, Veldhuis WB, de Vos BD. Deep group-wise variational diffeomorphic "
+            "image registration. TIA workshop, MICCAI 2020."
+        ),
+        needs_group=True,
+        uncertainty=True,
+        own_weights=True,
+    ),
+    Card(
         name="transmorph-tvf",
         title="TransMorph-TVF with weights of your own",
         use="A transformer that you trained (diffeoreg train): a velocity for every step, kept as a path.",

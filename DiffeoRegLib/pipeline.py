@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from DiffeoRegLib.catalog import card, check_steps
+from DiffeoRegLib.catalog import card, check_pair_method, check_steps
 from DiffeoRegLib.device import DeviceChoice, choose_device, memory_bytes, set_threads
 from DiffeoRegLib.methods import method_named
 from DiffeoRegLib.methods.appearance import Appearance, appearance
@@ -116,6 +116,7 @@ def register(
     """
     settings = settings or Settings()
     method = card(settings.method)
+    check_pair_method(method)
     check_steps(method, settings.steps)
     check_weights(method, settings)
     run = _Run(settings, progress)

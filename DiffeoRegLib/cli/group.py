@@ -7,12 +7,14 @@ import time
 from pathlib import Path
 
 from DiffeoRegLib import groupwise
+from DiffeoRegLib.catalog import card
 from DiffeoRegLib.cli.console import Console
 from DiffeoRegLib.cli.group_arguments import SIMILARITIES
 from DiffeoRegLib.device import set_threads
 from DiffeoRegLib.errors import InputError, SettingsError
 from DiffeoRegLib.group_outputs import Carried, check_group_folder, write_group
 from DiffeoRegLib.methods.base import Progress
+from DiffeoRegLib.networks.weights import check_weights
 from DiffeoRegLib.report.group import group_summary
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.grid import Matrix
@@ -64,13 +66,16 @@ def group(arguments: argparse.Namespace, console: Console) -> None:
 def group_settings(arguments: argparse.Namespace) -> Settings:
     """Settings of the flags; raises SettingsError and UnknownNameError before anything is read."""
     names = (
-        "preset", "effort", "init", "iterations", "regularity", "working_spacing_mm", "interpolation", "seed",
-        "device", "threads", "memory_limit_gb",
+        "method", "weights", "preset", "effort", "init", "iterations", "regularity", "working_spacing_mm",
+        "interpolation", "seed", "device", "threads", "memory_limit_gb",
     )  # fmt: skip
     chosen = None if arguments.similarity is None else SIMILARITIES[arguments.similarity]
-    return Settings(
-        similarity=chosen, levels_mm=arguments.levels, **{name: getattr(arguments, name) for name in names}
-    )
+    settings = Settings(
+        similarity=chosen, levels_mm=arguments.levels, accepted_licences=tuple(arguments.accept_licence),
+        **{name: getattr(arguments, name) for name in names},
+    )  # fmt: skip
+    check_weights(card(settings.method), settings)
+    return settings
 
 
 def read_images(paths: list[str]) -> list[Volume]:

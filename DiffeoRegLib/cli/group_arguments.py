@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from DiffeoRegLib.catalog import CARDS
 from DiffeoRegLib.settings import EFFORTS, INTERPOLATIONS, PRESETS
 
 SIMILARITIES = {"nmi": "nmi", "variance": "mse", "lncc": "lncc", "lncc-squared": "lncc-squared"}
 """Name of the flag and of the setting."""
 INITS = ("auto", "identity", "rigid", "affine")
 FORMATS = ("h5", "nii.gz")
+METHODS = ("svf", *(name for name, card in CARDS.items() if card.needs_group))
 
 GROUP = """\
 Register a group of images at once, to one of them or to the middle of all, and write to OUT:
@@ -46,6 +48,20 @@ def group_flags(
     goal = task.add_mutually_exclusive_group()
     goal.add_argument("--fixed-index", type=int, metavar="N", help="the image that stays as it is")
     goal.add_argument("--mean", action="store_true", help="to the middle of all images (default)")
+    task.add_argument(
+        "--method",
+        default="svf",
+        choices=METHODS,
+        help="svf: no training (default)",
+    )
+    task.add_argument("--weights", metavar="FILE", help="trained weights to use with --method groupmorph")
+    task.add_argument(
+        "--accept-licence",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="you have read and accept this licence of the weights (`diffeoreg methods` names it)",
+    )
     quality_flags(task)
     task.add_argument(
         "--similarity",

@@ -32,6 +32,7 @@ def settings_from(arguments: argparse.Namespace) -> tuple[Settings, str | None]:
     Raises SettingsError, UnknownNameError or InputError, before anything is read.
     """
     card = catalog.card(arguments.method)
+    catalog.check_pair_method(card)
     init, initial_file = arguments.init, None
     if init not in INITS and not init.startswith(INIT_NETWORK):
         if not Path(init).is_file():

@@ -51,6 +51,7 @@ class GroupMotion:
 
     fixed: the image whose space is the common one; None = the mean of the velocities is zero.
     value: of the similarity at the end.
+    variances_vox: of the velocities, as a network gives them, all components for themselves; None = unknown.
     """
 
     velocities_vox: Tensor
@@ -58,6 +59,20 @@ class GroupMotion:
     fixed: int | None
     value: float = float("nan")
     notes: tuple[str, ...] = ()
+    variances_vox: Tensor | None = None
+
+    def taken(self, order: Sequence[int], fixed: int | None) -> GroupMotion:
+        """The same of the images in another order, and which of them is fixed there."""
+        variances = None if self.variances_vox is None else self.variances_vox[list(order)]
+        return dataclasses.replace(
+            self, velocities_vox=self.velocities_vox[list(order)], fixed=fixed, variances_vox=variances
+        )
+
+    def to(self, device: torch.device | str) -> GroupMotion:
+        """The same on another device."""
+        variances = None if self.variances_vox is None else self.variances_vox.to(device)
+        velocities = self.velocities_vox.to(device)
+        return dataclasses.replace(self, velocities_vox=velocities, variances_vox=variances)
 
 
 def similarity_of(settings: Settings) -> str:
@@ -84,13 +99,23 @@ def group_plans(settings: Settings, grid: Grid) -> list[Plan]:
     return found
 
 
-def search(group: Group, settings: Settings, fixed: int | None, report: Report) -> GroupMotion:
+def search(
+    group: Group,
+    settings: Settings,
+    fixed: int | None,
+    report: Report,
+    start: GroupMotion | None = None,
+) -> GroupMotion:
     """The velocities of a group, coarse to fine; levels without iterations are skipped.
 
+    start: where it begins; None = see `group_start`.
     Raises UnknownNameError, SettingsError, and Cancelled from the report.
     """
     levels = group_plans(settings, group.grid)
-    velocities, grid = group_start(group, settings, fixed, report)
+    if start is None:
+        velocities, grid = group_start(group, settings, fixed, report)
+    else:
+        velocities, grid = start.velocities_vox, start.grid
     value = float("nan")
     for plan, tell in zip(levels, tellers(levels, grid.dim, report), strict=True):
         level = GroupLevel(group, plan, fixed)

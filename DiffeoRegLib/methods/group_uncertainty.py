@@ -86,12 +86,8 @@ def uncertainty(
     prior = Prior(grid, size_mm, width_mm, steps)
     precisions, noise = _precisions(group, motion, settings, grid)
     drawn = motion.velocities_vox.new_empty((count, samples, grid.dim, *grid.shape))
-    taken: dict[int, int] = {}
-    for index, precision in enumerate(precisions):
+    for index, (precision, generator) in enumerate(zip(precisions, generators(group, settings), strict=True)):
         report(Progress("uncertainty", index / count, f"image {index + 1} of {count}"))
-        content = zlib.crc32(array_from_tensor(group.images[index]).tobytes())
-        taken[content] = taken.get(content, -1) + 1
-        generator = torch.Generator().manual_seed(content + 7919 * taken[content] + settings.seed)
         drawn[index] = prior.samples(precision, samples, generator)
     reference = drawn.mean(0) if motion.fixed is None else drawn[motion.fixed].clone()
     components = drawn.new_empty((count, grid.dim, *grid.shape))
@@ -101,6 +97,16 @@ def uncertainty(
         flows = torch.cat([midpoint_exp(velocities[index : index + 1] + one[None]) for one in apart])
         components[index] = (flows.var(0, keepdim=True).sqrt() * steps)[0]
     return Uncertainty(components.square().sum(1).sqrt(), components, grid, noise, size_mm, width_mm)
+
+
+def generators(group: Group, settings: Settings) -> list[torch.Generator]:
+    """Of every image, from what it holds and settings.seed; images that hold the same get others."""
+    found, taken = list[torch.Generator](), dict[int, int]()
+    for image in group.images:
+        content = zlib.crc32(array_from_tensor(image).tobytes())
+        taken[content] = taken.get(content, -1) + 1
+        found.append(torch.Generator().manual_seed(content + 7919 * taken[content] + settings.seed))
+    return found
 
 
 def telling(group: Group, grid: Grid) -> Tensor:

@@ -21,7 +21,7 @@ VELOCITY_TERMS = ("lddmm", "end-point")
 APPEARANCE_TERMS = ("appearance", "folds")
 MAP_TERMS = ("kl", "affine-size", "affine-inverse", *PATH_TERMS, *VELOCITY_TERMS, *APPEARANCE_TERMS)
 LABEL_TERMS = ("dice", "label-mse")
-GROUP_TERMS = ("group-nmi", "group-variance")
+GROUP_TERMS = ("group-nmi", "group-variance", "group-dice")
 LOSSES = (*SIMILARITY_LOSSES, *PENALTIES, *MAP_TERMS, *LABEL_TERMS, *GROUP_TERMS)
 HIGHER_IS_BETTER = {"dice": True, "tre_mm": False, "loss": False, "folded_percent": False,
                     "sd_log_jacobian": False, "nmi": True, "rmse": False}  # fmt: skip

@@ -2,6 +2,7 @@
 
 Every image k is read at x + u_k(x), and all pairs of them should look alike, where the sample points of all
 lie inside; the divergence of the predicted Gaussian from the prior is the mean over the moving images.
+Label maps, where there are any, should meet over all pairs, too: a term of ours.
 Source: van der Ouderaa et al., GroupMorph, 2020, equation 7.
 """
 
@@ -32,6 +33,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         name for name, one in inspect.signature(graph_laplacian_kl).parameters.items()
         if one.kind is one.KEYWORD_ONLY
     ),
+    "group-dice": (),
 }  # fmt: skip
 
 
@@ -128,6 +130,8 @@ class GroupObjective:
             options = dict(loss.options)
             if loss.name == "kl":
                 value = graph_laplacian_kl(maps.mean, maps.log_variance, **options)
+            elif loss.name == "group-dice":
+                value = group_dice(maps, batch.labels)
             else:
                 if step is None:
                     options.pop("share", None)
@@ -135,6 +139,27 @@ class GroupObjective:
             terms[loss.name] = value.detach()
             total = total + weight * value
         return total, terms
+
+
+def group_dice(maps: GroupMaps, labels: Tensor | None) -> Tensor:
+    """One minus the soft Dice of warped label maps (K, 1, *shape), mean over labels and all pairs.
+
+    Each label is a map of 0 and 1 that is read linearly; beyond an image it holds none.  A label counts for
+    the pairs in which it has a voxel.  Raises InputError for a group without labels.
+    """
+    if labels is None:
+        raise InputError("The group-dice loss needs label maps, which a group of the batch does not have.")
+    values = []
+    for label in (int(value) for value in labels.unique() if value != 0):
+        own = (labels == label).to(maps.u_vox.dtype)
+        held = warp(own, maps.u_vox, outside="zeros").flatten(1)
+        shared = held @ held.T
+        sizes = held.square().sum(1)
+        both = sizes[:, None] + sizes
+        pairs = torch.ones_like(both, dtype=torch.bool).triu(1) & (both > 0)
+        values.append((2 * shared / both.clamp(min=1e-6))[pairs])
+    found = torch.cat(values) if values else maps.u_vox.new_zeros(0)
+    return 1 - found.mean() if len(found) else maps.u_vox.sum() * 0
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from DiffeoRegLib.settings import PRESETS, Settings
 from DiffeoRegLib.space.grid import Grid, Matrix
 from DiffeoRegLib.space.sample import array_from_tensor
 from DiffeoRegLib.volumes.checks import check_image
+from DiffeoRegLib.volumes.halfway import axes_of, fitting_factor, grid_over, refinement_factor
 from DiffeoRegLib.volumes.intensity import (
     CUT_PERCENT,
     background,
@@ -144,18 +145,31 @@ def prepare_group(
     device: torch.device | str = "cpu",
     memory_limit_bytes: int | None = None,
     memory_of: Callable[[Grid], int],
+    network_mm: Sequence[float] | None = None,
+    refined: bool = True,
 ) -> Group:
     """The images as the search wants them: on one grid over `view`, in [0, 1], read through their matrices.
 
     image_from_common: RAS mm 4x4 each.  memory_of: bytes the whole run takes on a working grid.
     memory_limit_bytes: the grid is made coarser until they suffice.
+    network_mm: voxel size of a network per axis, which the voxels of the grid are whole fractions of, along
+    S, A and R (2D: along the common view).  refined: iterations follow it, so the grid may be finer.
     Raises NoOverlapError where the images share no space, MemoryLimitError.
     """
     images = [finite(image) for image in images]
-    working = grid_around(view, _points_of_interest_mm(images, image_from_common), settings)
     notes = list[str]()
-    if memory_limit_bytes is not None:
-        working, notes = fit_to_memory(working, memory_limit_bytes, settings, memory_of)
+    if network_mm is not None:
+        working = _network_grid(images, view, settings, image_from_common, network_mm)
+        factor = refinement_factor([image.grid for image in images], network_mm, settings) if refined else 1
+        if memory_limit_bytes is not None:
+            factor, notes = fitting_factor(
+                lambda factor: memory_of(working.refined([factor] * working.dim)), factor, memory_limit_bytes
+            )
+        working = working.refined([factor] * working.dim)
+    else:
+        working = grid_around(view, _points_of_interest_mm(images, image_from_common), settings)
+        if memory_limit_bytes is not None:
+            working, notes = fit_to_memory(working, memory_limit_bytes, settings, memory_of)
     shape = " x ".join(str(n) for n in reversed(working.shape))
     spacing = " x ".join(f"{s:.3g}" for s in reversed(working.spacing))
     notes.append(
@@ -197,6 +211,27 @@ def _points_of_interest_mm(images: Sequence[Volume], from_common: Sequence[Matri
         back = np.linalg.inv(matrix)
         found.append(points @ back[:3, :3].T + back[:3, 3])
     return np.concatenate(found)
+
+
+def _network_grid(
+    images: Sequence[Volume],
+    view: Grid,
+    settings: Settings,
+    from_common: Sequence[Matrix],
+    network_mm: Sequence[float],
+) -> Grid:
+    """The grid of a network over all foreground, or over all fields of view where an object is cut."""
+    points = _points_of_interest_mm(images, from_common)
+    objects = (
+        [points]
+        if points is not None
+        else [
+            image.grid.corners_mm() @ back[:3, :3].T + back[:3, 3]
+            for image, back in zip(images, map(np.linalg.inv, from_common), strict=True)
+        ]
+    )
+    thickness = float(np.linalg.norm(view.world_from_voxel[:3, 2]))
+    return grid_over(objects, axes_of(view, np.eye(4)), network_mm, thickness, settings)
 
 
 def _image_on(image: Volume, grid: Grid, image_from_grid: Matrix, settings: Settings) -> Tensor:

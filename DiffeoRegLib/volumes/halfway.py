@@ -129,7 +129,7 @@ def prepare_halfway(
     masks = masks or Masks()
     fixed, moving = finite(fixed), finite(moving)
     coarse = network_grid(fixed, moving, masks, halves, network_mm, settings)
-    factor = _factor(fixed.grid, moving.grid, network_mm, settings) if refined else 1
+    factor = refinement_factor([fixed.grid, moving.grid], network_mm, settings) if refined else 1
     if memory_limit_bytes is None and settings.memory_limit_gb is not None:
         memory_limit_bytes = int(settings.memory_limit_gb * 1e9)
 
@@ -139,7 +139,7 @@ def prepare_halfway(
 
     notes: list[str] = []
     if memory_limit_bytes is not None:
-        factor, notes = _fitting(needed, factor, memory_limit_bytes)
+        factor, notes = fitting_factor(needed, factor, memory_limit_bytes)
     grid = coarse.refined([factor] * coarse.dim)
     shape, spacing = (" x ".join(f"{v:.3g}" for v in reversed(s)) for s in (grid.shape, grid.spacing))
     where = "over the fixed image" if halves.in_fixed else "half-way between the images"
@@ -171,13 +171,31 @@ def network_grid(
     )
     by_content = fixed.grid.dim == 2 and not halves.in_fixed
     first = 1 if by_content and fixed_first(fixed, moving, masks) is False else 0
-    axes = _axes(sides[first][0].grid, sides[first][3])
-    boxes = []
+    axes = axes_of(sides[first][0].grid, sides[first][3])
+    objects = []
     for image, mask, exclude, matrix in sides:
         points = _object_mm(image, mask if not exclude else None)
-        position = (points @ matrix[:3, :3].T + matrix[:3, 3]) @ axes
-        boxes.append((position.min(axis=0), position.max(axis=0)))
-    low, high = np.minimum(boxes[0][0], boxes[1][0]), np.maximum(boxes[0][1], boxes[1][1])
+        objects.append(points @ matrix[:3, :3].T + matrix[:3, 3])
+    thickness = float(np.linalg.norm(sides[first][0].grid.world_from_voxel[:3, 2]))
+    return grid_over(objects, axes, network_mm, thickness, settings)
+
+
+def grid_over(
+    objects: Sequence[NDArray[np.float64]],
+    axes: NDArray[np.float64],
+    network_mm: Sequence[float],
+    thickness_mm: float,
+    settings: Settings,
+) -> Grid:
+    """The grid of a network over points (n, 3), RAS mm, with a margin; thickness_mm: of a 2D grid's slice.
+
+    axes: (3, 3), unit vectors as columns.
+    """
+    boxes = [
+        (position.min(axis=0), position.max(axis=0)) for position in (points @ axes for points in objects)
+    ]
+    low = np.min([box[0] for box in boxes], axis=0)
+    high = np.max([box[1] for box in boxes], axis=0)
     spacing = np.asarray(network_mm, dtype=np.float64)
     dim = len(spacing)
     margin = np.clip(np.ceil(MARGIN_MM / spacing), *MARGIN_VOXELS) + np.ceil(settings.padding_mm / spacing)
@@ -186,13 +204,13 @@ def network_grid(
     matrix[:3, :3] = axes
     matrix[:3, :dim] *= spacing
     if dim == 2:
-        matrix[:3, 2] *= np.linalg.norm(sides[first][0].grid.world_from_voxel[:3, 2])
+        matrix[:3, 2] *= thickness_mm
     matrix[:3, 3] = axes @ ((low + high) / 2) - matrix[:3, :dim] @ ((shape - 1) / 2)
     return Grid(tuple(int(n) for n in shape), matrix)
 
 
-def _axes(grid: Grid, halfway_from_image: Matrix) -> NDArray[np.float64]:
-    """Unit axes (3, 3) of the half-way grid: S, A, R, or those of an image's plane, at right angles."""
+def axes_of(grid: Grid, halfway_from_image: Matrix) -> NDArray[np.float64]:
+    """Unit axes (3, 3) of a network's grid: S, A, R, or those of an image's plane, at right angles."""
     if grid.dim == 3:
         return np.eye(3)[:, ::-1]
     columns = halfway_from_image[:3, :3] @ grid.world_from_voxel[:3, :3]
@@ -208,14 +226,14 @@ def _object_mm(image: Volume, mask: Volume | None) -> NDArray[np.float64]:
     return image.grid.corners_mm() if points is None else points
 
 
-def _factor(fixed: Grid, moving: Grid, network_mm: Sequence[float], settings: Settings) -> int:
+def refinement_factor(grids: Sequence[Grid], network_mm: Sequence[float], settings: Settings) -> int:
     """Working voxels per voxel of the network along each axis.
 
     As the settings ask, or as the preset does where an image has that much detail.
     """
     wanted = settings.working_spacing_mm
     if wanted is None:
-        wanted = max(PRESETS[settings.preset].working_spacing_mm, min(*fixed.spacing, *moving.spacing))
+        wanted = max(PRESETS[settings.preset].working_spacing_mm, min(min(g.spacing) for g in grids))
     return max(1, round(min(network_mm) / wanted))
 
 
@@ -239,7 +257,7 @@ def halfway_memory_bytes(
     return BASE_BYTES + max(network_bytes(voxels), after * voxels * int(factor**dim))
 
 
-def _fitting(needed: Callable[[int], int], factor: int, limit_bytes: int) -> tuple[int, list[str]]:
+def fitting_factor(needed: Callable[[int], int], factor: int, limit_bytes: int) -> tuple[int, list[str]]:
     """The largest factor up to this one that fits, and a sentence if it is smaller."""
     fits = next((f for f in range(factor, 0, -1) if needed(f) <= limit_bytes), None)
     if fits is None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from DiffeoRegLib.errors import NoOverlapError, SettingsError, UnknownNameError
+from DiffeoRegLib.errors import InputError, NoOverlapError, SettingsError, UnknownNameError
 from DiffeoRegLib.flows.exponential import exp
 from DiffeoRegLib.losses.group_similarity import group_nmi, inside_all
 from DiffeoRegLib.losses.velocity_prior import graph_laplacian_kl
@@ -21,7 +21,7 @@ from DiffeoRegLib.space.filters import gaussian_smooth
 from DiffeoRegLib.space.sample import warp
 from DiffeoRegLib.training.config import LossConfig, config_from
 from DiffeoRegLib.training.datasets import training_data
-from DiffeoRegLib.training.group_terms import GroupBatch, GroupObjective, common_mask, group_of
+from DiffeoRegLib.training.group_terms import GroupBatch, GroupObjective, common_mask, group_dice, group_of
 from DiffeoRegLib.training.group_validation import group_errors_mm, measure_group
 from DiffeoRegLib.training.groups import GroupDataset, GroupOptions
 from DiffeoRegLib.training.objective import objective_of
@@ -260,3 +260,48 @@ def test_the_truth_beats_no_motion():
     objective = GroupObjective([loss("group-nmi")])
     still, true = (float(objective(maps_of(v), batch)[0]) for v in (0 * velocity, velocity))
     assert true < still - 0.1
+
+
+def squares(*first_columns, shape=(20, 24), label=1):
+    """Label maps with a square of 8 x 8, (K, 1, *shape)."""
+    found = torch.zeros(len(first_columns), 1, *shape)
+    for one, first in zip(found, first_columns, strict=True):
+        one[0, 6:14, first : first + 8] = label
+    return found
+
+
+def test_the_dice_of_a_group_is_the_mean_over_all_pairs():
+    rest = maps_of(torch.zeros(3, 2, 20, 24))
+    labels = squares(4, 4, 8)
+    assert float(group_dice(rest, labels)) == pytest.approx(1 - (1 + 0.5 + 0.5) / 3, abs=1e-5)
+    assert float(group_dice(rest, labels[[2, 0, 1]])) == pytest.approx(
+        float(group_dice(rest, labels)), abs=1e-6
+    )
+    labels[:2] += squares(14, 14, label=2)  # the third has none: it shares nothing with the others
+    assert float(group_dice(rest, labels)) == pytest.approx(1 - (2 + 1) / 6, abs=1e-5)
+
+
+def test_the_dice_of_a_group_pulls_labels_together():
+    """A shift of the velocity by two voxels brings the squares together; the slope points there."""
+    labels = squares(6, 10)
+    velocity = torch.zeros(2, 2, 20, 24)
+    velocity[0, 1], velocity[1, 1] = -2.0, 2.0
+    assert float(group_dice(maps_of(velocity), labels)) < 0.02
+    start = torch.zeros(2, 2, 20, 24, requires_grad=True)
+    group_dice(maps_of(start), labels).backward()
+    assert float(start.grad[0, 1].sum()) > 0 > float(start.grad[1, 1].sum())
+
+
+def test_groups_without_labels_have_no_dice():
+    rest = maps_of(torch.zeros(2, 2, 20, 24))
+    with pytest.raises(InputError, match="needs label maps"):
+        group_dice(rest, None)
+    assert float(group_dice(rest, torch.zeros(2, 1, 20, 24))) == 0
+
+
+def test_the_objective_adds_the_dice_of_labels():
+    batch = GroupBatch(torch.rand(2, 1, 20, 24), ("a", "b"), labels=squares(4, 8))
+    objective = GroupObjective([LossConfig("group-variance"), LossConfig("group-dice", weight=0.5)])
+    total, terms = objective(maps_of(torch.zeros(2, 2, 20, 24)), batch)
+    assert float(terms["group-dice"]) == pytest.approx(0.5, abs=1e-5)
+    assert float(total) == pytest.approx(float(terms["group-variance"]) + 0.25, abs=1e-5)
