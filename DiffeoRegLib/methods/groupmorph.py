@@ -156,11 +156,16 @@ def network_deviations(
 
 
 def network_memory_bytes(config: GroupMorphConfig, count: int, voxels: int) -> int:
-    """Peak memory of the network on so many images of so many voxels each, bytes."""
+    """Peak memory of the network on so many images of so many voxels each, bytes.
+
+    Measured, bytes a voxel, with random weights of the paper's sizes: a set of 2 images 616 where this says
+    1032, of 8 736 for 1488, a stack of 4 506 for 1196; what is made of its answer comes on top of these.
+    """
     looks = 1 if config.form == "set" else config.images
-    fields = FIELD_BYTES * config.dim * max(count, looks) / config.stride**config.dim
-    images = IMAGE_BYTES * (count + looks)
-    return unet_memory_bytes(config.unet, voxels) + round(voxels * (images + fields))
+    sparser = int(config.stride**config.dim)
+    fields = FIELD_BYTES * config.dim * max(count, looks) * voxels // sparser
+    images = IMAGE_BYTES * (count + looks) * voxels
+    return unet_memory_bytes(config.unet, voxels) + images + fields
 
 
 def _require_task(config: GroupMorphConfig, count: int, fixed: int | None) -> None:

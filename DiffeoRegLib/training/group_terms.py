@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from DiffeoRegLib.errors import InputError, NoOverlapError, UnknownNameError
 from DiffeoRegLib.losses.group_similarity import group_nmi, group_variance, inside_all
+from DiffeoRegLib.losses.overlap import labels_in
 from DiffeoRegLib.losses.velocity_prior import graph_laplacian_kl
 from DiffeoRegLib.networks.groupmorph import GroupMaps
 from DiffeoRegLib.space.sample import warp
@@ -150,7 +151,7 @@ def group_dice(maps: GroupMaps, labels: Tensor | None) -> Tensor:
     if labels is None:
         raise InputError("The group-dice loss needs label maps, which a group of the batch does not have.")
     values = []
-    for label in (int(value) for value in labels.unique() if value != 0):
+    for label in labels_in(labels, labels):
         own = (labels == label).to(maps.u_vox.dtype)
         held = warp(own, maps.u_vox, outside="zeros").flatten(1)
         shared = held @ held.T

@@ -22,6 +22,7 @@ from DiffeoRegLib.volumes.files import read_points, read_volume, write_points, w
 from DiffeoRegLib.volumes.series_files import read_series, write_series
 from DiffeoRegLib.volumes.transform_files import read_transform
 from DiffeoRegLib.volumes.volume import Volume
+from Testing.groupmorph_networks import constant, network_file
 
 SHAPE = (18, 22, 20)
 QUICK = (
@@ -232,3 +233,33 @@ def _written(volume, folder, name="one.nrrd"):
     write_volume(volume, folder / name)
     (folder / "flat.png").write_bytes(b"x")
     return folder / name
+
+
+def test_a_network_registers_a_group(frames, tmp_path):
+    for number, frame in enumerate(frames):
+        write_volume(frame, tmp_path / f"{number}.nii.gz")
+    images = [str(tmp_path / f"{number}.nii.gz") for number in range(3)]
+    shift = (0.4, -0.2, 0.3)
+    weights = network_file(tmp_path / "own.safetensors", constant(shift), (4.0, 4.0, 4.0))
+    flags = ["--effort", "fast", "--device", "cpu", "--threads", "1", "--quiet", "--fixed-index", "1"]
+    out = tmp_path / "out"
+    command = ["group", *images, "-o", str(out), "--method", "groupmorph", "--weights", str(weights), *flags]
+    assert main(command) == 0
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert report["settings"]["method"] == "groupmorph"
+    assert any("own.safetensors" in note for note in report["notes"])
+    middle = oblique().world_from_index(np.array([[9.0, 11, 10]]))
+    moved = read_transform(out / "common_to_000.h5").map_points(middle)
+    assert np.allclose(moved, middle + 4.0 * np.array(shift[::-1]), atol=0.02)
+    assert (out / "deviation_mm.nii.gz").is_file()
+
+
+def test_a_network_needs_its_weights_before_anything_is_read(tmp_path, capsys):
+    assert (
+        main(["group", "no.nii.gz", "none.nii.gz", "-o", str(tmp_path / "o"), "--method", "groupmorph"]) != 0
+    )
+    assert "--weights FILE" in capsys.readouterr().err
+    assert (
+        main(["register", "a.nii.gz", "b.nii.gz", "-o", str(tmp_path / "o"), "--method", "groupmorph"]) != 0
+    )
+    assert "registers a group of images" in capsys.readouterr().err
