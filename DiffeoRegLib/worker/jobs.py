@@ -1,4 +1,4 @@
-"""What the worker can be asked: register two images, go part of the way between them, look at itself."""
+"""What the worker can be asked: register two images or more, go part of the way, look at itself."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from DiffeoRegLib.report.measure import json_safe
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.field import jacobian_determinant, u_mm_from_vox, u_vox_from_mm
 from DiffeoRegLib.space.grid import Grid, Matrix
-from DiffeoRegLib.space.sample import array_from_tensor
 from DiffeoRegLib.space.transform import (
     AffineTransform,
     CompositeTransform,
@@ -35,8 +34,17 @@ from DiffeoRegLib.volumes.volume import Volume
 from DiffeoRegLib.worker import inputs, velocities
 from DiffeoRegLib.worker.cubic import thick_grid
 from DiffeoRegLib.worker.geodesics import Followed, packed
+from DiffeoRegLib.worker.groups import group_registration
 from DiffeoRegLib.worker.powers import matrix_power
-from DiffeoRegLib.worker.stored import Parts, facts, field_image, folded, parts_of, stored_form
+from DiffeoRegLib.worker.stored import (
+    Parts,
+    facts,
+    field_image,
+    folded,
+    parts_of,
+    stored_form,
+    volume_image,
+)
 
 COMPUTED = 0.95
 """Share of the progress that the registration itself takes; the rest is bringing the result into its form."""
@@ -49,6 +57,7 @@ def run(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
     """The result of a job. Raises InputError for one it does not know, and what the engine raises."""
     kinds: dict[str, Callable[[Mapping[str, Any], Report], dict[str, Any]]] = {
         "register": registration,
+        "group": group,
         "flow": flow,
         "shoot": shoot,
         "follow": follow,
@@ -82,6 +91,12 @@ def registration(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
     with torch.inference_mode():
         kept = _Kept(result, fixed, moving, storage, axis, inputs.single_axis(job["moving"]))
         return _kept(kept, job.get("outputs") or {}, settings)
+
+
+def group(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """What the registration of several images leaves, as the scene keeps it."""
+    FOLLOWED.forget()  # the memory is for the run
+    return group_registration(job, report)
 
 
 def probe(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
@@ -204,7 +219,7 @@ class _Kept:
 
     def image(self, volume: Volume) -> Image:
         """A volume on the fixed grid as an Image of three axes."""
-        return _image(volume, self.axis)
+        return volume_image(volume, self.axis)
 
     def moved(self, interpolation: str) -> Image:
         """The moving image read through the kept transform, which is what Slicer will show."""
@@ -232,13 +247,6 @@ class _Kept:
         if self.axis is not None:
             u_mm, grid = u_mm.unsqueeze(2 + self.axis), thick_grid(grid, self.axis)
         return {"field": field_image(u_mm, grid, "velocity"), "steps": steps}
-
-
-def _image(volume: Volume, axis: int | None) -> Image:
-    """A volume as an Image of three axes; axis: the one of a single voxel, None in 3D."""
-    data = volume.data if axis is None else volume.data.unsqueeze(axis)
-    grid = volume.grid if axis is None else thick_grid(volume.grid, axis)
-    return Image(array_from_tensor(data.float()), grid.world_from_voxel, volume.name)
 
 
 def _kept(kept: _Kept, wanted: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
@@ -287,7 +295,7 @@ def _sigma(kept: _Kept) -> dict[str, Image] | None:
     if kept.result.sigma is None:
         return None
     start, end = kept.result.sigma
-    return {"moving": _image(start, kept.moving_axis), "fixed": kept.image(end)}
+    return {"moving": volume_image(start, kept.moving_axis), "fixed": kept.image(end)}
 
 
 def _no_way(motion: Motion, saved: SavedGeodesics | SavedVelocities | None) -> str | None:

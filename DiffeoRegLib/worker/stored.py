@@ -26,7 +26,8 @@ from DiffeoRegLib.space.transform import (
     displacement_on,
 )
 from DiffeoRegLib.volumes.placed import NEARLY_ORTHOGONAL, shear_of
-from DiffeoRegLib.worker.cubic import CubicField, as_volume, cubic_matrix
+from DiffeoRegLib.volumes.volume import Volume
+from DiffeoRegLib.worker.cubic import CubicField, as_volume, cubic_matrix, thick_grid
 
 Parts = list[dict[str, Any]]
 SHORT_AXIS = 8
@@ -106,6 +107,13 @@ def parts_of(stored: Sequence[Transform]) -> Parts:
 def field_image(u_mm: Tensor, grid: Grid, name: str = "") -> Image:
     """Vectors (1, 3, *grid.shape), RAS mm, as an Image of a 3D grid."""
     return Image(array_from_tensor(u_mm[0].float().movedim(0, -1)), grid.world_from_voxel, name)
+
+
+def volume_image(volume: Volume, axis: int | None) -> Image:
+    """A volume as an Image of three axes; axis: the one of a single voxel, None in 3D."""
+    data = volume.data if axis is None else volume.data.unsqueeze(axis)
+    grid = volume.grid if axis is None else thick_grid(volume.grid, axis)
+    return Image(array_from_tensor(data.float()), grid.world_from_voxel, volume.name)
 
 
 def facts(
