@@ -122,6 +122,12 @@ class DiffeoRegLogic(ScriptedLoadableModuleLogic):
 
         return Registration(with_weights(request, Machine), self.runner)
 
+    def startGroup(self, request):
+        """Begin the registration of a group and return at once; see DiffeoRegPanel.group."""
+        from DiffeoRegPanel.group import GroupRegistration
+
+        return GroupRegistration(request, self.runner)
+
     def acceptLicence(self, licence):
         """Remember on this computer that you have read and accept a licence of weights, by its name."""
         from DiffeoRegPanel.machine import Machine
@@ -221,6 +227,51 @@ class DiffeoRegLogic(ScriptedLoadableModuleLogic):
 
         chosen = console.settings_of(method, preset, effort, steps, settings)
         registration = self.start(console.request_from_call(fixedNode, movingNode, chosen, **given))
+        if not waitForCompletion:
+            return registration
+        return console.wait_for(registration, progressCallback, console.keep_application_alive())
+
+    def registerGroup(
+        self,
+        images,
+        toFrame=None,
+        preset="general",
+        effort="balanced",
+        *,
+        markedFrame=0,
+        segmentations=None,
+        markups=None,
+        wantMean=True,
+        wantUncertainty=True,
+        storage="half",
+        settings=None,
+        waitForCompletion=True,
+        progressCallback=None,
+    ):
+        """Register the frames of a sequence, or several volumes, to one of them or to the middle of all.
+
+        images: a sequence node, its browser, or a list of volume nodes.  toFrame: the one that stays, from 0;
+        None = the middle of all.  segmentations, markups: a node or several that lie on frame `markedFrame`,
+        carried to all frames.  settings: further fields of DiffeoRegLib.settings.Settings, by name.
+        waitForCompletion, progressCallback: as for `register`.
+        Returns a DiffeoRegPanel.group.GroupResult.
+        Raises InputError and its relatives with one sentence on what to do.
+        """
+        from DiffeoRegPanel import console
+        from DiffeoRegPanel.group import GroupRequest
+
+        registration = self.startGroup(
+            GroupRequest(
+                images=images,
+                settings=console.settings_of("svf", preset, effort, "auto", settings),
+                fixed=toFrame,
+                carried=console.several(segmentations) + console.several(markups),
+                marked=markedFrame,
+                want_mean=wantMean,
+                want_uncertainty=wantUncertainty,
+                storage=storage,
+            )
+        )
         if not waitForCompletion:
             return registration
         return console.wait_for(registration, progressCallback, console.keep_application_alive())

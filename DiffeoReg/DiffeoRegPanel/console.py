@@ -12,7 +12,7 @@ import slicer
 from DiffeoRegLib.errors import InputError, SettingsError
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.stiffness import STIFFNESS, Stiffness, stiffness_of
-from DiffeoRegPanel.registration import Registration, RegistrationResult
+from DiffeoRegPanel.registration import Underway
 from DiffeoRegPanel.request import Marks, Matching, Outputs, Region, Request
 from DiffeoRegPanel.runner import Event
 
@@ -120,10 +120,10 @@ def several(given: Any) -> tuple[Any, ...]:
 
 
 def wait_for(
-    registration: Registration,
+    registration: Underway,
     progress: Callable[[Event], None] | None = None,
     idle: Callable[[], None] | None = None,
-) -> RegistrationResult:
+) -> Any:
     """The result of a run, once it is there; raises what it ended with.
 
     idle: called between two looks, so that the application stays alive.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +30,7 @@ from DiffeoRegPanel.nodes import (
 from DiffeoRegPanel.nodes.kept import other_nodes, spare_nodes
 from DiffeoRegPanel.nodes.places import Matrix
 from DiffeoRegPanel.request import Request
-from DiffeoRegPanel.runner import Event, Runner
+from DiffeoRegPanel.runner import Event, Run, Runner
 
 BESIDES = {
     "velocity": "DiffeoReg.Velocity",
@@ -95,24 +95,17 @@ class RegistrationResult:
         return next((node for node in found if node is not None), None)
 
 
-class Registration:
-    """A run under way: poll it until `finished`, then read `result` or `error`.
+class Underway:
+    """A run of the worker that ends in nodes: poll it until `finished`, then read `result` or `error`.
 
     The scene changes only in the `poll` that finishes a run that succeeded.
-    Raises InputError at once for a request that cannot be carried out.
     """
 
-    def __init__(self, request: Request, runner: Runner, scene: Any = None) -> None:
-        self.request = request
-        self.scene = scene or slicer.mrmlScene
-        self.notes = check_request(request)
-        # As they are now: the user may go on working in the scene while the worker computes.
-        self._parents = places.parent_matrix(request.fixed), places.parent_matrix(request.moving)
-        self._places = voxel_places(request)
-        job, self._regions = job_of(request)
-        self.result: RegistrationResult | None = None
+    def __init__(self, run: Run, make: Callable[[dict[str, Any]], Any]) -> None:
+        """make: the nodes from the answer of the worker; what it raises is the error of the run."""
+        self._run, self._make = run, make
+        self.result: Any = None
         self.error: Exception | None = None
-        self._run = runner.start(job)
 
     @property
     def finished(self) -> bool:
@@ -142,14 +135,32 @@ class Registration:
 
     def _finish(self, answer: dict[str, Any]) -> None:
         try:
-            check_still_there(self.request)
-            check_not_moved(self.request, self._places)
-            with all_or_nothing(self.scene, _given(self.request)):
-                self.result = make_nodes(
-                    self.request, answer, self.notes, self.scene, self._parents, self._regions
-                )
+            self.result = self._make(answer)
         except Exception as problem:  # noqa: BLE001 - whoever polls reads it in `error`
             self.error = problem
+
+
+class Registration(Underway):
+    """The registration of a pair under way; its result is a RegistrationResult.
+
+    Raises InputError at once for a request that cannot be carried out.
+    """
+
+    def __init__(self, request: Request, runner: Runner, scene: Any = None) -> None:
+        self.request = request
+        self.scene = scene or slicer.mrmlScene
+        self.notes = check_request(request)
+        # As they are now: the user may go on working in the scene while the worker computes.
+        self._parents = places.parent_matrix(request.fixed), places.parent_matrix(request.moving)
+        self._places = voxel_places(request)
+        job, self._regions = job_of(request)
+        super().__init__(runner.start(job), self._nodes)
+
+    def _nodes(self, answer: dict[str, Any]) -> RegistrationResult:
+        check_still_there(self.request)
+        check_not_moved(self.request, self._places)
+        with all_or_nothing(self.scene, _given(self.request)):
+            return make_nodes(self.request, answer, self.notes, self.scene, self._parents, self._regions)
 
 
 def make_nodes(

@@ -59,7 +59,7 @@ def series_nodes(
     """Sequences of aligned images and of transforms with the values of the frames, in one browser.
 
     aligned: the frames on the common voxels.  The transform of a frame belongs over its image, as the output
-    transform of a pair does.  mean, uncertainty: on the common voxels, too.
+    transform of a pair does.  mean, uncertainty: of the common space, the latter on voxels of its own.
     Raises InputError when the numbers differ; then, and whenever something fails, no node is left.
     """
     name = name or frames.name
@@ -140,7 +140,7 @@ def carried_sequence(
         raise InputError(
             f"'{frames.name}' has {len(frames)} frames and {len(ways)} transforms: register again."
         )
-    carry = _carrier(node)
+    carry = carrier_of(node)
     with nothing_left(scene) as made:
         items = []
         for other in range(len(frames)):
@@ -179,8 +179,8 @@ def nothing_left(scene: Any) -> Iterator[list[Any]]:
         scene.EndState(slicer.vtkMRMLScene.BatchProcessState)
 
 
-def _carrier(node: Any) -> Callable[..., Any]:
-    """How a node of this kind goes from one frame to another."""
+def carrier_of(node: Any) -> Callable[..., Any]:
+    """How a node of this kind goes from one frame to another; raises InputError for other kinds."""
     if node.IsA("vtkMRMLMarkupsNode"):
         return _carry_points
     if node.IsA("vtkMRMLSegmentationNode") or node.IsA("vtkMRMLLabelMapVolumeNode"):

@@ -5,7 +5,7 @@ What the entries of a report mean is written in Resources/docs/report.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -42,8 +42,13 @@ def report_table(
     same for regions of different stiffness.
     All cells are text: there are sentences among them, and dashes for what could not be measured.
     """
+    return table_of(scene, rows_of(report, label_names, region_names), name, node)
+
+
+def table_of(scene: Any, lines: Sequence[Row], name: str, node: Any = None) -> Any:
+    """A vtkMRMLTableNode of these lines; node: filled instead of a new one."""
     table = node if node is not None else scene.AddNewNodeByClass("vtkMRMLTableNode", name)
-    rows = [astuple(row) for row in rows_of(report, label_names, region_names)]
+    rows = [astuple(row) for row in lines]
     content = vtk.vtkTable()
     for place, title in enumerate(COLUMNS):
         column = vtk.vtkStringArray()
@@ -75,10 +80,15 @@ def rows_of(
         *_displacement_rows(report.get("displacement_mm")),
         *_region_rows(report.get("regions"), region_names or {}),
         *_pathology_rows(report.get("pathology")),
-        *_cost_rows(report),
-        *(Row("Note", after=_one_line(note)) for note in report.get("notes") or ()),
-        *(Row("Please cite", after=_one_line(source)) for source in report.get("citations") or ()),
+        *closing_rows(report),
     ]
+
+
+def closing_rows(report: Mapping[str, Any]) -> Iterator[Row]:
+    """What every report ends with: what was spent, notes and what to cite."""
+    yield from _cost_rows(report)
+    yield from (Row("Note", after=one_line(note)) for note in report.get("notes") or ())
+    yield from (Row("Please cite", after=one_line(source)) for source in report.get("citations") or ())
 
 
 def summary(report: Mapping[str, Any]) -> dict[str, str]:
@@ -109,7 +119,7 @@ def _change(stages: Mapping[str, Any] | None, key: str, frame: str, form: str) -
     """`before -> after` of one number."""
     if not stages or not stages.get("final") or stages["final"].get(key) is None:
         return "not measured"
-    before, after = _number(stages.get("given"), key, form), _number(stages["final"], key, form)
+    before, after = number_text(stages.get("given"), key, form), number_text(stages["final"], key, form)
     return frame.format(f"{before} -> {after}")
 
 
@@ -129,7 +139,7 @@ def _label_rows(labels: Mapping[str, Any] | None, names: Mapping[int, str]) -> I
     yield _stage_row("HD95, mean", labels["mean"], "hd95_mm", "{:.2f}", "mm")
     for key, title, form, unit in (("dice", "Dice", "{:.4f}", ""), ("hd95_mm", "HD95", "{:.2f}", "mm")):
         for label, stages in labels["per_label"].items():
-            name = _one_line(names.get(int(label), f"label {label}"))
+            name = one_line(names.get(int(label), f"label {label}"))
             yield _stage_row(f"{title}, {name}", stages, key, form, unit)
 
 
@@ -149,32 +159,32 @@ def _landmark_rows(marks: Mapping[str, Any] | None) -> Iterator[Row]:
 def _fold_rows(folds: Mapping[str, Any] | None) -> Iterator[Row]:
     if not folds:
         return
-    yield Row("Folded cells", after=_number(folds, "folded_percent", "{:.4g}"), unit="%")
+    yield Row("Folded cells", after=number_text(folds, "folded_percent", "{:.4g}"), unit="%")
     if folds.get("folded_percent_in_mask") is not None:
         yield Row(
-            "Folded cells in the mask", after=_number(folds, "folded_percent_in_mask", "{:.4g}"), unit="%"
+            "Folded cells in the mask", after=number_text(folds, "folded_percent_in_mask", "{:.4g}"), unit="%"
         )
-    yield Row("Jacobian determinant, smallest", after=_number(folds, "minimum_determinant", "{:.3f}"))
-    yield Row("Jacobian determinant, largest", after=_number(folds, "maximum_determinant", "{:.3f}"))
-    yield Row("Standard deviation of the log-Jacobian", after=_number(folds, "sd_log_jacobian", "{:.4f}"))
+    yield Row("Jacobian determinant, smallest", after=number_text(folds, "minimum_determinant", "{:.3f}"))
+    yield Row("Jacobian determinant, largest", after=number_text(folds, "maximum_determinant", "{:.3f}"))
+    yield Row("Standard deviation of the log-Jacobian", after=number_text(folds, "sd_log_jacobian", "{:.4f}"))
 
 
 def _inverse_rows(report: Mapping[str, Any]) -> Iterator[Row]:
     errors = report.get("inverse_consistency_mm")
     if errors:
-        yield from _length_rows("Inverse error", errors, "{:.4f}")
-        yield from _length_rows("Inverse error, moving to fixed", errors.get("moving_to_fixed"), "{:.4f}")
+        yield from length_rows("Inverse error", errors, "{:.4f}")
+        yield from length_rows("Inverse error, moving to fixed", errors.get("moving_to_fixed"), "{:.4f}")
     in_slicer = report.get("inverse_in_slicer_mm")
     if isinstance(in_slicer, Mapping):
-        yield from _length_rows("Inverse error of the transform nodes", in_slicer, "{:.4f}")
+        yield from length_rows("Inverse error of the transform nodes", in_slicer, "{:.4f}")
     elif in_slicer is not None:
         yield Row("Inverse error of the transform nodes", after=f"{in_slicer:.4f}", unit="mm")
 
 
 def _displacement_rows(moved: Mapping[str, Any] | None) -> Iterator[Row]:
     if moved:
-        yield from _length_rows("Displacement", moved["whole"], "{:.2f}")
-        yield from _length_rows("Displacement without the affine part", moved["deformation"], "{:.2f}")
+        yield from length_rows("Displacement", moved["whole"], "{:.2f}")
+        yield from length_rows("Displacement without the affine part", moved["deformation"], "{:.2f}")
 
 
 def _pathology_rows(scores: Mapping[str, Any] | None) -> Iterator[Row]:
@@ -182,36 +192,36 @@ def _pathology_rows(scores: Mapping[str, Any] | None) -> Iterator[Row]:
         return
     for side in ("fixed", "moving"):
         if scores[f"{side}_mm3"] is not None:
-            volume = _number(scores, f"{side}_mm3", "{:.0f}")
+            volume = number_text(scores, f"{side}_mm3", "{:.0f}")
             yield Row(f"Pathology of the {side} volume", after=volume, unit="mm3")
     for key in ("mean", "min", "max") if scores["change"] else ():
-        yield Row(f"Change of appearance, {key}", after=_number(scores["change"], key, "{:.4g}"))
+        yield Row(f"Change of appearance, {key}", after=number_text(scores["change"], key, "{:.4g}"))
 
 
 def _region_rows(regions: Mapping[str, Any] | None, names: Mapping[int, str]) -> Iterator[Row]:
     """What happened in each region, and in the rest."""
     for label, found in (regions or {}).items():
         name = "everything else" if label == "rest" else names.get(int(label), label)
-        title, stiffness = f"Region {_one_line(name)}", found.get("stiffness")
+        title, stiffness = f"Region {one_line(name)}", found.get("stiffness")
         text = stiffness if isinstance(stiffness, str) else ", ".join(f"{share:g}" for share in stiffness)
         yield Row(f"{title}, stiffness", after=text)
         volume = found.get("volume_mm3")
         yield Row(f"{title}, volume", after=MISSING if volume is None else f"{volume / 1000:.4g}", unit="ml")
         moved, determinant = found.get("displacement_mm"), found.get("determinant")
         for key, word in (("mean", "mean"), ("max", "largest")):
-            yield Row(f"{title}, displacement, {word}", after=_number(moved, key, "{:.2f}"), unit="mm")
+            yield Row(f"{title}, displacement, {word}", after=number_text(moved, key, "{:.2f}"), unit="mm")
         for key, word in (
             ("mean", "mean"), ("std", "standard deviation"), ("min", "smallest"), ("max", "largest"),
         ):  # fmt: skip
-            yield Row(f"{title}, Jacobian determinant, {word}", after=_number(determinant, key, "{:.3f}"))
-        yield Row(f"{title}, folded cells", after=_number(found, "folded_percent", "{:.4g}"), unit="%")
+            yield Row(f"{title}, Jacobian determinant, {word}", after=number_text(determinant, key, "{:.3f}"))
+        yield Row(f"{title}, folded cells", after=number_text(found, "folded_percent", "{:.4g}"), unit="%")
 
 
 def _cost_rows(report: Mapping[str, Any]) -> Iterator[Row]:
     settings, device = report.get("settings") or {}, report.get("device") or {}
     for key in ("method", "preset", "effort"):
         if settings.get(key):
-            yield Row(key.capitalize(), after=_one_line(settings[key]))
+            yield Row(key.capitalize(), after=one_line(settings[key]))
     if report.get("steps"):
         yield Row("Time steps", after=str(report["steps"]))
     seconds = report.get("seconds") or {}
@@ -226,27 +236,27 @@ def _cost_rows(report: Mapping[str, Any]) -> Iterator[Row]:
             "Peak memory of the graphics processor", after=f"{report['peak_device_memory_mb']:.0f}", unit="MB"
         )
     if device:
-        yield Row("Device", after=_one_line(f"{device.get('device')}: {device.get('name')}"))
+        yield Row("Device", after=one_line(f"{device.get('device')}: {device.get('name')}"))
 
 
-def _length_rows(title: str, values: Mapping[str, Any] | None, form: str) -> Iterator[Row]:
+def length_rows(title: str, values: Mapping[str, Any] | None, form: str) -> Iterator[Row]:
     """Mean, 95th percentile and maximum of a length."""
     for key, word in (("mean", "mean"), ("p95", "95th percentile"), ("max", "largest")):
         if values is not None:
-            yield Row(f"{title}, {word}", after=_number(values, key, form), unit="mm")
+            yield Row(f"{title}, {word}", after=number_text(values, key, form), unit="mm")
 
 
 def _stage_row(title: str, stages: Mapping[str, Any], key: str, form: str, unit: str = "") -> Row:
-    before, initial, after = (_number(stages.get(stage), key, form) for stage in STAGES)
+    before, initial, after = (number_text(stages.get(stage), key, form) for stage in STAGES)
     return Row(title, before, initial, after, unit)
 
 
-def _number(values: Mapping[str, Any] | None, key: str, form: str) -> str:
+def number_text(values: Mapping[str, Any] | None, key: str, form: str) -> str:
     """The formatted number, a dash for what could not be measured."""
     found = None if values is None else values.get(key)
     return MISSING if found is None else form.format(found)
 
 
-def _one_line(text: Any) -> str:
+def one_line(text: Any) -> str:
     """Without line breaks and tabs, which would end a cell of the saved file."""
     return " ".join(str(text).split())
