@@ -146,7 +146,7 @@ def _momentum(
     card: Card, settings: Settings, shape: Sequence[int], spacing: Sequence[float]
 ) -> tuple[Need, float]:
     """What a method of kernels needs, and the voxels of its working grid, millions."""
-    wanted = _working_spacing_mm(shape, spacing, settings)
+    wanted = working_spacing_mm_of(shape, spacing, settings)
     sizes = [(n, s, max(wanted, s)) for n, s in zip(shape, spacing, strict=True) if n > 1]
     working = [math.ceil(n * s / step) for n, s, step in sizes]
     need = need_of(card, settings, working, [step for _, _, step in sizes])
@@ -166,7 +166,7 @@ def _measure_seconds(mvox: float) -> float:
 
 def _plan(card: Card, settings: Settings, shape: Sequence[int], spacing: Sequence[float]) -> Plan:
     """What the method of a card will do with a fixed image of this shape and voxel size."""
-    spacing_mm = _working_spacing_mm(shape, spacing, settings)
+    spacing_mm = working_spacing_mm_of(shape, spacing, settings)
     if card.time_varying:  # the voxel size of the user's own weights is not known: twice the working one
         network = card.spacing_mm or (2 * spacing_mm,) * 3
         return _steps_plan(card, network, settings, shape, spacing, spacing_mm)
@@ -253,7 +253,7 @@ def _similarity(settings: Settings) -> str:
     return settings.similarity or PRESETS[settings.preset].similarity
 
 
-def _working_spacing_mm(shape: Sequence[int], spacing: Sequence[float], settings: Settings) -> float:
+def working_spacing_mm_of(shape: Sequence[int], spacing: Sequence[float], settings: Settings) -> float:
     """Finest voxel size worked on: the user's, or the preset's unless that leaves too few voxels."""
     if settings.working_spacing_mm is not None:
         wanted = settings.working_spacing_mm

@@ -60,7 +60,9 @@ class ModelSection:
     @property
     def card(self) -> Card | None:
         """The chosen method's card; None when this version does not have the method."""
-        return None if self._parameters is None else CARDS.get(self._parameters.model.method)
+        if self._parameters is None:
+            return None
+        return CARDS.get("svf" if self._parameters.mode == "group" else self._parameters.model.method)
 
     @property
     def aligner(self) -> Card | None:
@@ -93,7 +95,8 @@ class ModelSection:
             return
         show_only_used(self._ui, card)
         self._steps.update(card)
-        self._estimate(card)
+        if self._parameters.mode != "group":
+            self._estimate(card)
 
     def take_note(self) -> str:
         """A sentence about a choice that the method did not take and that was changed; once, else empty."""

@@ -13,6 +13,8 @@ from slicer import (
     vtkMRMLModelNode,
     vtkMRMLScalarVolumeNode,
     vtkMRMLSegmentationNode,
+    vtkMRMLSequenceBrowserNode,
+    vtkMRMLSequenceNode,
     vtkMRMLTableNode,
     vtkMRMLTransformNode,
 )
@@ -127,10 +129,26 @@ class AdvancedChoice:
     memoryLimit: Annotated[float, WithinRange(0.0, 1024.0)] = 0.0
 
 
+@parameterPack
+class GroupChoice:
+    """A sequence or its browser (none: the volumes ticked); the frame that stays, where `target` is `frame`.
+
+    frame, marked: numbers from 0.  browser: plays the last result.
+    """
+
+    series: Union[vtkMRMLSequenceNode, vtkMRMLSequenceBrowserNode, None]  # noqa: UP007
+    target: str = "middle"
+    frame: Annotated[int, WithinRange(0, 9999)] = 0
+    marked: Annotated[int, WithinRange(0, 9999)] = 0
+    wantUncertainty: bool = True
+    browser: vtkMRMLSequenceBrowserNode
+
+
 @parameterNodeWrapper
 class DiffeoRegParameterNode:
     """Everything the panel shows; saved with the scene.
 
+    mode: pair or group.
     stiffness: JSON of segment ID or label value -> name or shares, as typed; rest: of everything else.
     velocity ... report: the last result, shown again when the scene is loaded.
     velocity: what the slider follows: a velocity or a momentum.
@@ -139,6 +157,12 @@ class DiffeoRegParameterNode:
     change, metamorphic, healthy: what a lesion changes, of a method that finds it.  report: JSON.
     """
 
+    mode: str = "pair"
+    group: GroupChoice
+    groupVolumes: list[vtkMRMLScalarVolumeNode]
+    groupSegmentations: list[vtkMRMLSegmentationNode]
+    groupLabelMaps: list[vtkMRMLLabelMapVolumeNode]
+    groupMarkups: list[vtkMRMLMarkupsNode]
     fixed: vtkMRMLScalarVolumeNode
     moving: vtkMRMLScalarVolumeNode
     initial: vtkMRMLTransformNode

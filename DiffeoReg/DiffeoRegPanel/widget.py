@@ -11,6 +11,7 @@ from slicer.i18n import tr as _
 
 from DiffeoRegLib.errors import DiffeoRegError
 from DiffeoRegPanel.panel_choices import CheckedNodes, MachineBox
+from DiffeoRegPanel.panel_group import GroupSection
 from DiffeoRegPanel.panel_model import ModelSection
 from DiffeoRegPanel.panel_pathology import PathologySection
 from DiffeoRegPanel.panel_regions import RegionSelector, StiffnessTable
@@ -75,6 +76,7 @@ class Panel(slicer.util.VTKObservationMixin):
         self.checked = [CheckedNodes(getattr(self.ui, name), lists) for name, lists in CHECKED.items()]
         self.stiffness = StiffnessTable(self.ui.stiffnessTable, self._update_apply)
         self.pathology = PathologySection(self.ui, lambda: self.model.card, self._update_apply)
+        self.group = GroupSection(self.ui, self.services)
         self.result = ResultSection(self.ui, self.status, self.logic.path)
         self.run = RunControl(self.ui, self.status, self._begin, self._done, self._run_changed)
         for name in SECTIONS:  # what is hidden in a section stays hidden when the section opens
@@ -97,6 +99,7 @@ class Panel(slicer.util.VTKObservationMixin):
     def exit(self) -> None:
         """Another module is shown; a run goes on."""
         self._entered = False
+        self.group.hold_still()
         self.result.hold_still()
         self._disconnect_gui()
 
@@ -113,6 +116,8 @@ class Panel(slicer.util.VTKObservationMixin):
         p = self.parameters
         if p is None:
             return _("Open a scene first.")
+        if p.mode == "group":
+            return self.group.problem() or self.setup_box.problem
         if p.fixed is None or p.moving is None:
             return _("Choose a fixed and a moving volume.")
         if p.fixed is p.moving:
@@ -131,8 +136,8 @@ class Panel(slicer.util.VTKObservationMixin):
     @property
     def _parts(self) -> tuple[Any, ...]:
         """What shows parameters, the model first: it says which controls are used."""
-        parts = (self.model, *self.regions, *self.checked, self.stiffness, self.pathology, self.result)
-        return parts
+        parts = (self.model, *self.regions, *self.checked, self.stiffness, self.pathology)
+        return (*parts, self.result, self.group)
 
     # The scene
 
@@ -233,6 +238,7 @@ class Panel(slicer.util.VTKObservationMixin):
         problem = self.problem()
         self.ui.applyButton.setEnabled(not problem)
         self.ui.applyButton.setToolTip(problem or _("Start the registration."))
+        self.ui.copyPythonButton.setVisible(self.parameters is None or self.parameters.mode != "group")
         copyable = self.parameters is not None and not (self.model.problem() or self.pathology.problem())
         self.ui.copyPythonButton.setEnabled(copyable)
         if problem:
@@ -255,7 +261,10 @@ class Panel(slicer.util.VTKObservationMixin):
 
     def _begin(self) -> Any:
         self.result.hold_still()
+        self.group.hold_still()
         try:
+            if self.parameters.mode == "group":
+                return self.logic.startGroup(self.group.request())
             return self.logic.start(self.request())
         except DiffeoRegError as error:
             self._last_problem = str(error)  # said until something is changed
@@ -275,6 +284,10 @@ class Panel(slicer.util.VTKObservationMixin):
         """Select what was made, show the numbers, and the volumes if wanted."""
         result, request = registration.result, registration.request
         if self.parameters is None:
+            return
+        if self.parameters.mode == "group":
+            self.group.show(result)
+            self.status.say(_("Done: {count} frames.").format(count=result.aligned.GetNumberOfDataNodes()))
             return
         keep_result(self.parameters, result, request)
         self.setup_box.record({"device": result.report.get("device") or {}})

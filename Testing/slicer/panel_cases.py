@@ -195,6 +195,9 @@ class FakeLogic:
         self.runs.append(FakeRegistration(request))
         return self.runs[-1]
 
+    def startGroup(self, request: Any) -> FakeRegistration:
+        return self.start(request)
+
     def path(self, _velocity: Any) -> FakePath:
         self.paths.append(FakePath())
         return self.paths[-1]
