@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from DiffeoRegLib import __version__
@@ -41,6 +42,15 @@ class Parser(argparse.ArgumentParser):
         """Raise SettingsError, so that a wrong flag ends like every other bad input."""
         sentence = message[0].upper() + message[1:].rstrip(".")
         raise SettingsError(f"{sentence}. See `{self.prog} --help`.")
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse, but words left over are refused here: the sentence then names this help."""
+        found, left = super().parse_known_args(args, namespace)
+        if left:
+            self.error(f"unrecognized arguments: {' '.join(left)}")
+        return found, left
 
 
 def build_parser() -> argparse.ArgumentParser:

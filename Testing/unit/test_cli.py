@@ -124,6 +124,11 @@ def test_missing_arguments(capsys):
     assert "register" in one_sentence(capsys)
 
 
+def test_words_left_over_name_the_help_of_their_command(capsys):
+    assert run("evaluate", "somewhere") == 2
+    assert "Unrecognized arguments: somewhere. See `diffeoreg evaluate --help`." in one_sentence(capsys)
+
+
 def test_landmarks_that_do_not_pair_up(pair_files, tmp_path, registrations, capsys):
     words = ["--landmarks", pair_files / "fixed.csv", pair_files / "one.csv", "--quiet"]
     assert run(*register_words(pair_files, tmp_path / "o", *words)) == 2
