@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from DiffeoRegLib.cli.console import Console
 from DiffeoRegLib.device import choose_device, set_threads
@@ -23,6 +24,9 @@ from DiffeoRegLib.training.reading import read_yaml
 from DiffeoRegLib.training.run_folder import BEST, LAST
 from DiffeoRegLib.training.start import prepared_run, shipped_configs
 
+FILE_PATTERNS = ("images", "labels", "masks", "points", "pathologies")
+PERSONS = ("held_out", "same_person")
+"""Options of `ImageOptions` that belong to one folder: how its files are called, and whom they show."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -80,12 +84,13 @@ def configured(arguments: argparse.Namespace, run: Path) -> tuple[TrainingConfig
         if name not in shipped:
             raise UnknownNameError("training configuration or file", name, shipped)
         path, base = shipped[name], run
-    changes = list(arguments.set)
+    content = read_yaml(path)
+    changes = _own_files(content, arguments)
     if arguments.data is not None:
         changes.append(f"data.source={_quoted(arguments.data)}")
+    changes += arguments.set
     if arguments.start_from is not None:
         changes.append(f"start_from.file={_quoted(arguments.start_from)}")
-    content = read_yaml(path)
     placeholder = content.get("data", {}).get("source")
     config = config_from(changed(content, changes))
     if is_shipped and placeholder != SYNTHETIC and config.data.source == placeholder:
@@ -93,6 +98,26 @@ def configured(arguments: argparse.Namespace, run: Path) -> tuple[TrainingConfig
             f"'{name}' needs images to train on: --data FOLDER. What it expects is said in {path}."
         )
     return config, base
+
+
+def _own_files(content: dict[str, Any], arguments: argparse.Namespace) -> list[str]:
+    """The changes for files of other names than a configuration has in mind, and so of other persons."""
+    options = content.get("data", {}).get("options") or {}
+    table = arguments.data is not None and Path(arguments.data).is_file()
+    if table and (arguments.images or arguments.labels):
+        raise SettingsError("--images and --labels go with a folder: a table names its files itself.")
+    changes: dict[str, str | None] = {}
+    if arguments.images or (table and options.get("images")):
+        changes = {key: None for key in FILE_PATTERNS if key in options}
+        changes |= {key: "[]" for key in PERSONS if key in options}
+    if arguments.images:
+        changes["images"] = _quoted(arguments.images)
+    if arguments.labels:
+        changes["labels"] = _quoted(arguments.labels)
+    found = [f"data.options.{key}={'null' if value is None else value}" for key, value in changes.items()]
+    if arguments.images and not arguments.labels and content.get("best", "dice") == "dice":
+        found.append("best=loss")  # that measure came with labels that are not there
+    return found
 
 
 def _run(run: Trainer, resume: bool, seconds: float) -> Outcome:

@@ -21,6 +21,7 @@ one that comes with DiffeoReg: to RUN); file names on the command line are relat
 TRAIN_EXAMPLES = """\
 examples:
   diffeoreg train sitreg-brain-t1 --data brains/ -o run/
+  diffeoreg train sitreg-brain-t1 --data brains/ --images "{name}_t1.nii.gz" -o run/    your own names
   diffeoreg train mine.yaml -o run/ --stop-after 55    stop in time, then:
   diffeoreg train mine.yaml -o run/ --resume           ends with the weights of a run in one piece
   diffeoreg train mine.yaml -o second/ --start-from run/best.safetensors --set network.options.fast=false
@@ -53,6 +54,17 @@ def train_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="RUN", required=True, help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="go on where the run in RUN stopped")
     parser.add_argument("--data", metavar="PATH", help="images to train on: short for --set data.source=PATH")
+    parser.add_argument(
+        "--images",
+        metavar="PATTERN",
+        help="how the images in the folder are called, as in '{name}_t1.nii.gz'; persons are then held "
+        "out at random",
+    )
+    parser.add_argument(
+        "--labels",
+        metavar="PATTERN",
+        help="how their label maps are called; without them the best weights are those of least loss",
+    )
     parser.add_argument(
         "--start-from",
         metavar="WEIGHTS",

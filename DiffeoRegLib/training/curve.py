@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from DiffeoRegLib.cells import cell
 from DiffeoRegLib.errors import FileFormatError, OutputError
 from DiffeoRegLib.whole_file import replace_file
 
@@ -35,8 +36,9 @@ class Table:
     def add(self, step: int, values: Mapping[str, Any]) -> None:
         """One more row; what a column has no value for stays empty.  Raises OutputError."""
         try:
+            row = {name: cell(value) if isinstance(value, str) else value for name, value in values.items()}
             with self.path.open("a", encoding="utf-8", newline="") as file:
-                csv.DictWriter(file, self.columns, lineterminator="\n").writerow({"step": step, **values})
+                csv.DictWriter(file, self.columns, lineterminator="\n").writerow({"step": step, **row})
         except OSError as error:
             raise OutputError(f"'{self.path}' could not be written: {error.strerror or error}.") from error
 

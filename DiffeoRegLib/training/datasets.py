@@ -16,14 +16,16 @@ from DiffeoRegLib.training.groups import GroupDataset, GroupOptions, Members, Po
 from DiffeoRegLib.training.lesion_pairs import LesionPairs
 from DiffeoRegLib.training.lesions import LesionOptions
 from DiffeoRegLib.training.pairs import PairDataset, onto_patients
-from DiffeoRegLib.training.series import SeriesStore, divided, series_from
+from DiffeoRegLib.training.series import Series, SeriesStore, divided, series_from
 from DiffeoRegLib.training.shapes import ShapeOptions
 from DiffeoRegLib.training.sources import collection_from
 from DiffeoRegLib.training.splits import divide
 from DiffeoRegLib.training.store import Preparation, Store
-from DiffeoRegLib.training.subjects import Collection
+from DiffeoRegLib.training.subjects import Collection, Subject
 from DiffeoRegLib.training.synthesis import Synthesis, SyntheticPairs
 
+MEASURED_BY = {"dice": "labels", "tre_mm": "points"}
+"""Metrics that the images alone do not give, and what they need of them."""
 VALIDATION_SEED = 1_000_003
 """Added to the seed of synthetic training pairs, so that validation shows others."""
 
@@ -76,11 +78,15 @@ class SyntheticOptions:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Pairs to train on, to validate on (or None), and sentences on how they came about."""
+    """Pairs to train on, to validate on (or None), and sentences on how they came about.
+
+    measures: which of MEASURED_BY some of the validation images can be measured by.
+    """
 
     training: Pairs
     validation: Pairs | None
     notes: tuple[str, ...] = ()
+    measures: tuple[str, ...] = ()
 
 
 def data_options(config: DataConfig) -> ImageOptions | SyntheticOptions:
@@ -134,7 +140,17 @@ def training_data(config: DataConfig, *, seed: int = 0, base: Path | None = None
         validation = PairDataset(collection.validation, store, pairs=pairs, pairs_per_epoch=most, seed=seed)
         if options.lesions is not None:
             validation = LesionPairs(validation, options.lesions, seed=seed + VALIDATION_SEED)
-    return TrainingData(training, validation, collection.notes)
+    return TrainingData(training, validation, collection.notes, _measures(collection.validation))
+
+
+def _measures(held_out: Sequence[Subject | Series]) -> tuple[str, ...]:
+    """What two of the images held out, or the frames of a series, come with."""
+    found = []
+    for metric, kind in MEASURED_BY.items():
+        given = [getattr(one, kind, None) for one in held_out]
+        if sum(file is not None for one in given for file in (one if isinstance(one, tuple) else (one,))) > 1:
+            found.append(metric)
+    return tuple(found)
 
 
 def _groups(
@@ -143,6 +159,7 @@ def _groups(
     """Groups of images, to train and to validate on."""
     sides: list[Members | None]
     notes: tuple[str, ...] = ()
+    whole: Sequence[Subject | Series]
     if groups.of == "series":
         spacing = config.spacing_mm or (1.0,) * len(options.shape)
         training = list(series_from(base / config.source))
@@ -151,12 +168,14 @@ def _groups(
             training, held_out = divided(training, options.held_out, options.share, seed)
         elif config.validation is not None:
             held_out = list(series_from(base / config.validation))
+        whole = held_out
         sides = [
             SeriesStore(side, spacing, window=options.window, in_memory=options.in_memory) if side else None
             for side in (training, held_out)
         ]
     else:
         collection = _collections(config, options, seed, base)
+        whole = collection.validation
         store, notes = _store(config, options, collection, base), collection.notes
         by_person = groups.of == "person"
         sides = [
@@ -168,7 +187,7 @@ def _groups(
         raise InputError("There is no group to train on.")
     augmented = GroupDataset(first, groups, augmentation=options.augmentation, seed=seed)
     validation = None if second is None else GroupDataset(second, groups, seed=seed, validation=True)
-    return TrainingData(augmented, validation, notes)
+    return TrainingData(augmented, validation, notes, _measures(whole))
 
 
 def _synthetic(config: DataConfig, options: SyntheticOptions, seed: int) -> TrainingData:
@@ -177,7 +196,7 @@ def _synthetic(config: DataConfig, options: SyntheticOptions, seed: int) -> Trai
     if config.validation is None:
         return TrainingData(training, None)
     held_out = SyntheticPairs(what, pairs_per_epoch=options.validation_pairs, seed=seed + VALIDATION_SEED)
-    return TrainingData(training, held_out)
+    return TrainingData(training, held_out, measures=("dice",))
 
 
 def _collections(config: DataConfig, options: ImageOptions, seed: int, base: Path) -> Collection:

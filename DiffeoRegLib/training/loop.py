@@ -255,8 +255,8 @@ class Trainer:
             self.network, self.validation, self.objective,
             processes=self.processes, seed=self.config.seed, stop_wanted=self.stop_wanted,
         )  # fmt: skip
-        value = require_metric(self.config.best, found)
-        counters = self.counters
+        require_metric(self.config.best, found)
+        value, counters = found[self.config.best], self.counters
         better = is_better(self.config.best, value, counters.best)
         if better:
             counters.best, counters.best_step = value, counters.step

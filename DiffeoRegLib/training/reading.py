@@ -16,7 +16,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     yaml = _yaml()
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc, name-defined]
-        """Plain values only, and no key twice: the second would silently win."""
+        """Plain values only, no key twice (the second would silently win), and no references.
+
+        A reference may hold itself, or a few lines of them may stand for billions of values.
+        """
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.events.AliasEvent):
+                raise SettingsError(f"'{path}' uses references (*name), which settings have no need of.")
+            return super().compose_node(parent, index)
 
     def mapping(loader: Any, node: Any) -> dict[str, Any]:
         pairs = [(loader.construct_object(k, True), loader.construct_object(v, True)) for k, v in node.value]
@@ -31,8 +39,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"The settings '{path}' cannot be read: {error}.") from error
-    except yaml.YAMLError as error:
-        raise SettingsError(f"'{path}' is not YAML: {error}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise SettingsError(f"'{path}' is not YAML: {_reason(error)}") from error
     if not isinstance(content, dict):
         raise SettingsError(f"'{path}' must hold settings by name, not {type(content).__name__}.")
     return content
@@ -43,8 +51,12 @@ def yaml_value(text: str, where: str) -> Any:
     yaml = _yaml()
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SettingsError(f"The value in '{where}' is not YAML: {error}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise SettingsError(f"The value in '{where}' is not YAML: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def _yaml() -> Any:

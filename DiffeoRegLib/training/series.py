@@ -155,7 +155,7 @@ def _prepared(series: Series, spacing: Sequence[float], window: tuple[float, flo
             check_image(frame, "series'")
             frame = finite(frame)
             if grid is None:
-                grid = _grid_at(frame.grid, spacing)
+                grid = grid_at(frame.grid, spacing)
             read = resample_affine(frame, grid)
             images.append(normalise(read, window or intensity_window(frame)))
             names.append(frame.name)
@@ -168,7 +168,7 @@ def _prepared(series: Series, spacing: Sequence[float], window: tuple[float, flo
     return {"images": torch.cat(images), "names": names, "points": whole}
 
 
-def _grid_at(grid: Grid, spacing: Sequence[float]) -> Grid:
+def grid_at(grid: Grid, spacing: Sequence[float]) -> Grid:
     """The field of view of a grid with another voxel size, its outer faces where they were."""
     if len(spacing) != grid.dim:
         raise InputError(f"data.spacing_mm has {len(spacing)} numbers, the images have {grid.dim} axes.")

@@ -90,7 +90,12 @@ def _regrouped(
 def _folder(folder: Path, images: str, patterns: Mapping[str, str | None]) -> tuple[Subject, ...]:
     found = _named(folder, images)
     if not found:
-        raise InputError(f"No image in '{folder}' matches '{images}'.")
+        held = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        shown = f"it holds {', '.join(held[:3])}{' ...' if len(held) > 3 else ''}" if held else "it is empty"
+        raise InputError(
+            f"No image in '{folder}' matches '{images}': {shown}. Say how the images are called, as in "
+            "'{name}_t1.nii.gz' (--images)."
+        )
     subjects = []
     extras = {kind: _extras(folder, kind, pattern) for kind, pattern in patterns.items() if pattern}
     for kind, files in extras.items():

@@ -16,11 +16,12 @@ from DiffeoRegLib.networks.build import build_network
 from DiffeoRegLib.networks.weights import check_network, load_weights, read_checkpoint
 from DiffeoRegLib.plain import as_plain
 from DiffeoRegLib.training.config import StartConfig, TrainingConfig, config_from
-from DiffeoRegLib.training.datasets import data_options, training_data
+from DiffeoRegLib.training.datasets import MEASURED_BY, data_options, training_data
 from DiffeoRegLib.training.loop import Trainer
 from DiffeoRegLib.training.objective import objective_of
 from DiffeoRegLib.training.processes import Processes
 from DiffeoRegLib.training.run_folder import RunFolder
+from DiffeoRegLib.training.validation import metrics_of, require_metric
 
 SHIPPED = Path(__file__).resolve().parents[1] / "Resources" / "Training"
 
@@ -59,6 +60,8 @@ def prepared_run(
         files.require_empty()
         config = _started(config, network, base)
     data = training_data(config.data, seed=config.seed, base=base)
+    if data.validation is not None:
+        require_metric(config.best, {*metrics_of(config)} - {*MEASURED_BY} | {*data.measures})
     run = Trainer(
         config, network, data.training, data.validation, folder,
         processes=team, report=report, stop_wanted=stop_wanted,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,14 +115,14 @@ def is_better(metric: str, value: float, best: float | None) -> bool:
     return best is None or (value > best if HIGHER_IS_BETTER[metric] else value < best)
 
 
-def require_metric(metric: str, found: Mapping[str, float]) -> float:
-    """The value that chooses the best weights; raises SettingsError where the validation data have none."""
+def require_metric(metric: str, found: Collection[str]) -> None:
+    """Raises SettingsError where the validation data do not give what chooses the best weights."""
     if metric not in found:
+        known = ", ".join(name for name in HIGHER_IS_BETTER if name in found)
         raise SettingsError(
-            f"The best weights are to be chosen by '{metric}', which the validation pairs do not allow; "
-            f"choose one of {', '.join(found)}, or add labels (dice) or landmarks (tre_mm)."
+            f"The best weights are to be chosen by '{metric}', which the validation images do not allow; "
+            f"choose one of {known} (--set best=loss), or add labels (dice) or landmarks (tre_mm)."
         )
-    return found[metric]
 
 
 def _landmark_error_mm(u_vox: Tensor, points: Mapping[str, Tensor], spacing: Sequence[float] | None) -> float:

@@ -60,7 +60,7 @@ def test_a_shipped_configuration_is_whole(name):
     """Parsed, its network built, its loss made, its data options checked, its comment says what it costs."""
     path = shipped_configs()[name]
     data = None if name == "sitreg-any-contrast" else "here"
-    config = configured(Namespace(config=name, set=[], data=data, start_from=None), path.parent)[0]
+    config = configured(Namespace(**flags_of(name, data=data)), path.parent)[0]
     options = data_options(config.data)
     terms = objective_of(config).names
     network = build_network(config.network, config.precision)
@@ -71,7 +71,7 @@ def test_a_shipped_configuration_is_whole(name):
         assert min(options.shape) >= network.smallest_size
     # The best weights are chosen by what validation gives: of images without labels no Dice.
     unlabelled = isinstance(options, ImageOptions) and options.labels is None
-    require_metric(config.best, {"loss": 1.0} if unlabelled else {"dice": 0.5})
+    require_metric(config.best, ["loss"] if unlabelled else ["dice"])
     head = path.read_text(encoding="utf-8").split("method:")[0]
     assert "Cost" in head
     assert f"diffeoreg train {name}" in head
@@ -82,8 +82,42 @@ def test_all_shipped_configurations_are_tested():
     assert set(shipped_configs()) == set(SIZES)
 
 
+def flags_of(config, **given):
+    """What the command line gives for a configuration."""
+    nothing = {"set": [], "data": None, "images": None, "labels": None, "start_from": None}
+    return {"config": config, **nothing, **given}
+
+
+def test_images_of_other_names_and_persons_fit_a_shipped_configuration(tmp_path):
+    own = {"images": "{name}_t1.nii", "labels": "{name}/seg.nii"}
+    flags = flags_of("sitreg-brain-t1", data=str(tmp_path), **own)
+    options = configured(Namespace(**flags), tmp_path)[0].data.options
+    assert (options["images"], options["labels"]) == ("{name}_t1.nii", "{name}/seg.nii")
+    assert options["held_out"] == options["same_person"] == []
+    assert configured(Namespace(**flags), tmp_path)[0].best == "dice"
+    share = ["data.options.share=0.5"]
+    flags = flags_of("sitreg-brain-t1", data=str(tmp_path), images="{name}.nii", set=share)
+    config = configured(Namespace(**flags), tmp_path)[0]
+    options = config.data.options
+    assert options["labels"] is None
+    assert config.best == "loss"  # no labels, no Dice
+    assert options["share"] == 0.5
+
+
+def test_a_table_replaces_the_patterns_of_a_shipped_configuration(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("image\na.nii\nb.nii\n", encoding="utf-8")
+    flags = flags_of("sitreg-brain-t1", data=str(table))
+    options = configured(Namespace(**flags), tmp_path)[0].data.options
+    assert (options["images"], options["labels"], options["held_out"]) == (None, None, [])
+    meant = flags_of("voxelmorph-brain-2d", data=str(table))  # this one has a table in mind: its persons stay
+    assert configured(Namespace(**meant), tmp_path)[0].data.options["held_out"]
+    with pytest.raises(SettingsError, match="--images and --labels go with a folder"):
+        configured(Namespace(**(flags | {"labels": "{name}.nii"})), tmp_path)
+
+
 def test_a_shipped_configuration_needs_data_and_takes_changes(tmp_path):
-    flags = {"config": "sitreg-brain-t1", "set": [], "data": None, "start_from": None}
+    flags = flags_of("sitreg-brain-t1")
     with pytest.raises(SettingsError, match="--data FOLDER"):
         configured(Namespace(**flags), tmp_path)
     flags |= {"data": "it's here", "start_from": "w.safetensors", "set": ["steps=7", "losses.1.weight=1e-1"]}
@@ -300,6 +334,17 @@ def test_weights_that_do_not_fit_are_no_start(tmp_path, capsys, damage, words):
 
 
 # ---------------------------------------------------------------- bad data, full disk, no finite loss
+
+
+def test_a_measure_that_the_images_lack_is_said_before_the_first_step(tmp_path, images, capsys):
+    data = of_images(source=str(images), validation=str(images), options={"share": 0.5})
+    for best, left in (("dice", 2), ("tre_mm", 2), ("loss", 0)):
+        config = written(tmp_path / "a.yaml", data=data, best=best)
+        folder = tmp_path / best
+        assert run("train", config, "-o", folder, "--quiet") == left
+        assert folder.exists() == (left == 0)
+        if left:
+            assert f"chosen by '{best}'" in one_sentence(capsys)
 
 
 def test_one_image_makes_no_pair(tmp_path, images, capsys):

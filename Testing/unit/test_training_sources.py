@@ -159,11 +159,13 @@ def test_tables_that_cannot_be_used_say_why(tmp_path, name, text, message):
 def test_folders_that_cannot_be_used_say_why(tmp_path):
     with pytest.raises(InputError, match="There is no data set"):
         subjects_from(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="No image in"):
+    with pytest.raises(InputError, match=r"No image in .*: it is empty.*--images"):
         subjects_from(tmp_path)
     _touch(tmp_path, "a_1.nii", "b_1.nii", "a_seg.nii", "x/a.nii", "x/a.nrrd")
     with pytest.raises(InputError, match=r"1 of 2 images .* no labels .*: b"):
         subjects_from(tmp_path, images="{name}_1.nii", labels="{name}_seg.nii")
+    with pytest.raises(InputError, match=r"it holds a_1.nii, a_seg.nii, b_1.nii \.\.\."):
+        subjects_from(tmp_path, images="{name}_t1.nii")
     with pytest.raises(InputError, match=r"no folder .*segs"):
         subjects_from(tmp_path, labels="segs")
     with pytest.raises(InputError, match=r"needs \{name\}"):
