@@ -1,6 +1,7 @@
 """Dynamic series registered as groups, and pair by pair: the table of the GroupMorph paper on public series.
 
-    python Testing/benchmarks/group_series.py --data DATA -o OUT --peer-python PEER_PYTHON [--only NAME]
+    python Testing/benchmarks/group_series.py --data DATA -o OUT --peer-python PEER_PYTHON --weights WEIGHTS
+        [--only NAME] [--series LIST]
 
 Livers: two persons, three breathing states each, with landmarks (DATA/ptvreg_ethliver); one header states a
 wrong slice distance, the others' is taken.  Breast: three frames of a contrast series without landmarks
@@ -9,8 +10,10 @@ carried to frame j; frame j read in the space of frame i by one interpolation, R
 NMI = 2 (H_i + H_j - H_ij) / (H_i + H_j) of 32 bins, hard and with Gaussian (Parzen) kernels of one bin, on
 the voxels whose partner lies inside frame j, before and after; folds of the maps i -> j.
 CPU seconds of a whole series: ours from images to measured transforms in memory; elastix (its default
-`bspline` map, same start) what registering alone takes.  Each row is one file under OUT/rows: those there are
-kept, so a stopped run goes on.  Writes OUT/series.md.  Networks join METHODS when they have weights.
+`bspline` map, same start) what registering alone takes; networks from images to maps, weights read from
+disk.  Networks: WEIGHTS holds a file per series and form, SERIES without its dash, then `-` and the form of
+NETWORKS; what they were trained on is for the results to say; see `group_networks.py`.  Each row is one file
+under OUT/rows: those there are kept, so a stopped run goes on.  Writes OUT/series.md.
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ from DiffeoRegLib.volumes.volume import Volume
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import group_networks
 import peers
 
 STATES = {
@@ -53,9 +57,16 @@ STATES = {
 BREAST = "mirp_breast_dce/UCSF-BR-06_dce4d.nii.gz"
 SERIES = (*STATES, "breast")
 IDENTITY = AffineTransform(np.eye(4))
-NETWORKS = ("voxelmorph", "voxelmorph-diff", "groupmorph to one", "groupmorph to the middle")
-"""Rows of the paper's table that wait for weights."""
-COLUMNS = ("CPU s", "RMSE", "NMI", "NMI Parzen", "TRE mm", "to frame 0", "largest", "folds %")
+NETWORKS = {
+    "voxelmorph": "pair-u",
+    "voxelmorph, diffeomorphic": "pair",
+    "groupmorph to one": "one-u",
+    "groupmorph to one, diffeomorphic": "one",
+    "groupmorph to the middle": "middle-u",
+    "groupmorph to the middle, diffeomorphic": "middle",
+}
+"""Rows of the paper's table that need weights, and the form that their files are named by."""
+COLUMNS = ("CPU s", "wall s", "RMSE", "NMI", "NMI Parzen", "TRE mm", "to frame 0", "largest", "folds %")
 Found = dict[tuple[int, int], Transform]
 
 
@@ -70,6 +81,7 @@ class Job:
     scratch: Path
     peer_python: str | None
     limit_seconds: float
+    weights: Path | None = None
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -96,7 +108,9 @@ def read_job(name: str, arguments: argparse.Namespace) -> Job:
     settings = Settings(preset=preset, init="identity", device="cpu", threads=arguments.threads)
     label = Path(name).name.split(".")[0]
     scratch = arguments.output / "scratch" / label
-    return Job(label, images, points, settings, scratch, arguments.peer_python, arguments.limit)
+    return Job(
+        label, images, points, settings, scratch, arguments.peer_python, arguments.limit, arguments.weights
+    )
 
 
 def unregistered(job: Job) -> tuple[Found, dict[str, Any]]:
@@ -166,6 +180,24 @@ def elastix(job: Job) -> tuple[Found, dict[str, Any]]:
     return found, {"cpu_seconds": seconds, "peak_mb": megabytes}
 
 
+def by_network(form: str) -> Callable[[Job], tuple[Found, dict[str, Any]]]:
+    """What a trained network says, without any search after it.
+
+    Raises RuntimeError where there are no weights for the series.
+    """
+
+    def run(job: Job) -> tuple[Found, dict[str, Any]]:
+        name = f"{job.name.replace('-', '')}-{form}.safetensors"
+        file = None if job.weights is None else job.weights / name
+        if file is None or not file.is_file():
+            raise RuntimeError("no weights")
+        began = time.process_time()
+        found = group_networks.predicted(file, job.images, job.pairs)
+        return found, {"cpu_seconds": time.process_time() - began, "weights": file.name}
+
+    return run
+
+
 METHODS: dict[str, Callable[[Job], tuple[Found, dict[str, Any]]]] = {
     "none": unregistered,
     "svf pairwise": pairwise,
@@ -174,6 +206,7 @@ METHODS: dict[str, Callable[[Job], tuple[Found, dict[str, Any]]]] = {
     "group to the middle, nmi": as_group(None, similarity="nmi"),
     "group to one, nmi": as_group(0, similarity="nmi"),
     "elastix pairwise": elastix,
+    **{name: by_network(form) for name, form in NETWORKS.items()},
 }
 
 
@@ -236,6 +269,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
                 continue
             cells = [
                 f"{row['cpu_seconds']:.1f}",
+                f"{row['seconds']:.1f}",
                 f"{row['rmse']:.2f}",
                 f"{row['nmi']:.4f}",
                 f"{row['nmi_parzen']:.4f}",
@@ -243,7 +277,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             cells += [f"{row[key]:.2f}" if key in row else "" for key in ("tre_mm", "first_mm", "largest_mm")]
             cells.append(f"{np.mean(row['folded_percent']):.4f}")
             lines.append(f"| {row['method']} | {' | '.join(cells)} |")
-        lines += [f"| {name} | no weights yet |" + " |" * (len(COLUMNS) - 1) for name in NETWORKS] + [""]
+        lines.append("")
     return "\n".join(lines)
 
 
@@ -257,6 +291,7 @@ def main() -> int:
     parser.add_argument("--series", default=",".join(SERIES), help="comma list; a path is a 4D file")
     parser.add_argument("--only", default="", help="methods whose name holds this")
     parser.add_argument("--peer-python", help="interpreter that has itk-elastix")
+    parser.add_argument("--weights", type=Path, help="folder with the networks' weights")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--limit", type=float, default=1800.0, help="seconds for one pair of a peer")
     arguments = parser.parse_args()
