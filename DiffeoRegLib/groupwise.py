@@ -19,14 +19,20 @@ from DiffeoRegLib.catalog import card, check_steps
 from DiffeoRegLib.device import DeviceChoice, choose_device, memory_bytes, set_threads
 from DiffeoRegLib.errors import InputError, SettingsError
 from DiffeoRegLib.flows.integrate import Flow, integrate, needed_taper_mm
-from DiffeoRegLib.methods.base import Needs, Progress, Report
+from DiffeoRegLib.methods.base import PLAN_PHASE, Needs, Progress, Report
 from DiffeoRegLib.methods.discrete import CITATION as SEARCH_CITATION
 from DiffeoRegLib.methods.finish import to_patient
 from DiffeoRegLib.methods.group_memory import memory_of_group
 from DiffeoRegLib.methods.group_search import GroupMotion, search, similarity_of
 from DiffeoRegLib.methods.group_start import aligned_to_the_mean
 from DiffeoRegLib.methods.group_uncertainty import SAMPLES, uncertainty
-from DiffeoRegLib.methods.groupmorph import ALONE, group_needs, network_deviations, register_by_network
+from DiffeoRegLib.methods.groupmorph import (
+    ALONE,
+    group_needs,
+    network_deviations,
+    register_by_network,
+    unseen_masks,
+)
 from DiffeoRegLib.methods.start import background_of
 from DiffeoRegLib.methods.svf import searches
 from DiffeoRegLib.methods.trained import refined, refinement
@@ -114,6 +120,8 @@ def register_group(
     view, view_notes = common_field_of_view(sorted_group.images, sorted_group.fixed)
     run.notes += view_notes
     needs = run.needs(view.dim, len(kept), chosen.fixed)
+    if needs is not None and any(mask is not None for mask in chosen.masks):
+        run.notes.append(unseen_masks(needs.refined))
     matrices = run.align(sorted_group, view)
     group = run.prepare(sorted_group, view, matrices, needs)
     back = [order.index(entry) for entry in range(len(order))]
@@ -271,7 +279,7 @@ class _GroupRun:
                 refined=needs is None or needs.refined,
             )  # fmt: skip
             self.notes += group.notes
-            self.tell("prepare", 0.12, group.notes[-1])
+            self.tell(PLAN_PHASE, 0.12, group.notes[-1])
         return group
 
     def deform(

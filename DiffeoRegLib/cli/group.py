@@ -13,7 +13,7 @@ from DiffeoRegLib.cli.group_arguments import SIMILARITIES
 from DiffeoRegLib.device import set_threads
 from DiffeoRegLib.errors import InputError, SettingsError
 from DiffeoRegLib.group_outputs import Carried, check_group_folder, write_group
-from DiffeoRegLib.methods.base import Progress
+from DiffeoRegLib.methods.base import PLAN_PHASE, Progress
 from DiffeoRegLib.networks.weights import check_weights
 from DiffeoRegLib.report.group import group_summary
 from DiffeoRegLib.settings import Settings
@@ -39,9 +39,15 @@ def group(arguments: argparse.Namespace, console: Console) -> None:
     carried = read_carried(arguments, images)
     reading_seconds = time.perf_counter() - started
 
+    said = list[str]()
+
     def progress(step: Progress) -> None:
         fraction = READING_ENDS + (WRITING_STARTS - READING_ENDS) * step.fraction
-        console.progress(step.phase, fraction, step.message)
+        if step.phase == PLAN_PHASE:
+            said.append(step.message)
+            console.log(step.message)
+        else:
+            console.progress(step.phase, fraction, step.message)
 
     result = groupwise.register_group(
         images, settings, fixed_index=arguments.fixed_index,
@@ -50,7 +56,8 @@ def group(arguments: argparse.Namespace, console: Console) -> None:
         progress=progress,
     )  # fmt: skip
     for note in result.report["notes"]:
-        console.log(note)
+        if note not in said:
+            console.log(note)
     console.progress("writing", WRITING_STARTS, "writing the results")
     result.report["seconds"] = {"reading": reading_seconds, **result.report["seconds"]}
     written, report = write_group(

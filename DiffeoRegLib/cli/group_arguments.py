@@ -48,20 +48,7 @@ def group_flags(
     goal = task.add_mutually_exclusive_group()
     goal.add_argument("--fixed-index", type=int, metavar="N", help="the image that stays as it is")
     goal.add_argument("--mean", action="store_true", help="to the middle of all images (default)")
-    task.add_argument(
-        "--method",
-        default="svf",
-        choices=METHODS,
-        help="svf: no training (default)",
-    )
-    task.add_argument("--weights", metavar="FILE", help="trained weights to use with --method groupmorph")
-    task.add_argument(
-        "--accept-licence",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="you have read and accept this licence of the weights (`diffeoreg methods` names it)",
-    )
+    method_flags(task)
     quality_flags(task)
     task.add_argument(
         "--similarity",
@@ -104,6 +91,24 @@ def image_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", metavar="IMG", nargs="+", help="two images and more, or one 4D series")
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="folder for the results")
     parser.add_argument("--overwrite", action="store_true", help="replace results that exist in OUT")
+
+
+def method_flags(task: argparse._ArgumentGroup) -> None:
+    """What registers the group."""
+    task.add_argument(
+        "--method",
+        default="svf",
+        choices=METHODS,
+        help="svf: no training (default)",
+    )
+    task.add_argument("--weights", metavar="FILE", help="trained weights to use with --method groupmorph")
+    task.add_argument(
+        "--accept-licence",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="you have read and accept this licence of the weights (`diffeoreg methods` names it)",
+    )
 
 
 def quality_flags(task: argparse._ArgumentGroup) -> None:

@@ -231,6 +231,21 @@ def test_a_crop_sees_what_the_whole_volume_sees():
     assert float((whole[..., 73:105, 73:105] - shifted[..., 40:72, 40:72]).abs().max()) > 1e-3
 
 
+def test_a_crop_of_a_volume_sees_what_the_whole_sees(monkeypatch):
+    """Test 26 in 3D, image by image with the finest level in slabs, as it is run."""
+    monkeypatch.setattr(group_unet, "SLAB_VOXELS", 56 * 56 * 12)
+    network = small(dim=3)
+    images = group(3, (72, 72, 64))
+    with torch.no_grad():
+        whole = network(images).mean
+        crop = network(images[..., 8:64, 8:64, :56]).mean
+        shifted = network(images[..., 9:65, 8:64, :56]).mean
+    assert float(whole.abs().max()) > 1
+    inner = whole[..., 28:44, 28:44, 20:36]
+    assert float((inner - crop[..., 20:36, 20:36, 20:36]).abs().max()) < 1e-4
+    assert float((inner - shifted[..., 19:35, 20:36, 20:36]).abs().max()) > 1e-3
+
+
 def test_a_margin_of_edge_values():
     network, images = small({"margin_vox": 8}), group(3, (20, 24))
     padded = torch.nn.functional.pad(images, [8, 8, 8, 8], mode="replicate")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 
 import numpy as np
 import pytest
@@ -17,7 +19,10 @@ from DiffeoRegLib.networks.groupmorph import GroupMorphConfig
 from DiffeoRegLib.pipeline import register
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.space.grid import Grid
+from DiffeoRegLib.template import build_template
+from DiffeoRegLib.volumes.files import write_volume
 from DiffeoRegLib.volumes.volume import Volume
+from Testing.command import one_sentence, run
 from Testing.groupmorph_networks import constant, network_file, random, settings_for
 from Testing.scenes import CENTRE_MM, Scene, points_of, texture, turned_grid
 
@@ -156,6 +161,57 @@ def test_effort_above_fast_searches_from_the_networks_answer(folder):
         len(found.report["citations"])
         == len(register_group(images, settings_for(file)).report["citations"]) + 1
     )
+
+
+@pytest.mark.parametrize("effort", ["fast", "balanced"])
+def test_masks_do_not_reach_the_network_and_the_report_says_so(folder, effort):
+    file = network_file(folder / f"masked {effort}.safetensors", random(), (2.0, 2.0))
+    images = spots(count=2)
+    half = torch.ones(images[0].grid.shape, dtype=torch.uint8)
+    half[:20] = 0
+    settings = settings_for(file, effort=effort, **(QUICK if effort == "balanced" else {}))
+    plain, masked = (
+        register_group(images, settings, masks=masks, with_uncertainty=False)
+        for masks in (None, [None, Volume(half, images[1].grid, "half")])
+    )
+    said = [[note for note in one.report["notes"] if "no masks" in note] for one in (plain, masked)]
+    assert [len(notes) for notes in said] == [0, 1]
+    assert ("keeps to them" in said[1][0]) == (effort == "balanced")
+    assert torch.equal(plain.motion.velocities_vox, masked.motion.velocities_vox) == (effort == "fast")
+
+
+@pytest.mark.parametrize("effort", ["fast", "balanced"])
+def test_a_template_begins_with_the_network_and_goes_on_with_pairs(folder, effort):
+    file = network_file(folder / f"template {effort}.safetensors", random(), (2.0, 2.0))
+    images = spots(turned=10.0)
+    settings = settings_for(file, effort=effort, **QUICK)
+    alone = build_template(images, settings, rounds=0)
+    middle = register_group(images, settings, with_uncertainty=False)
+    apart = [a.map_points(MIDDLE) - b.map_points(MIDDLE) for a, b in itertools.pairwise(alone.transforms)]
+    same = [a.map_points(MIDDLE) - b.map_points(MIDDLE) for a, b in itertools.pairwise(middle.transforms)]
+    assert np.abs(np.array(same)).max() > 0.2
+    assert np.allclose(apart, same, atol=0.3)  # up to what puts the mean at rest
+    result = build_template(images, settings, rounds=1)
+    assert [stage["stage"] for stage in result.report["stages"]] == ["as given", "as a group", "round 1"]
+    assert result.report["off_centre_mm"] < 0.2
+    for method in ("groupmorph", "svf"):
+        assert card(method).citation in result.report["citations"]
+    assert any("template" in note for note in result.report["notes"])
+
+
+def test_the_command_makes_a_template_with_a_network(folder, tmp_path, capsys):
+    file = network_file(folder / "command.safetensors", random(), (2.0, 2.0))
+    names = []
+    for image in spots():
+        names.append(tmp_path / f"{image.name}.nii.gz")
+        write_volume(image, names[-1])
+    flags = ("--method", "groupmorph", "--weights", file, "--effort", "fast", "--rounds", "0")
+    assert run("template", *names, "-o", tmp_path / "out", *flags) == 0
+    notes = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["notes"]
+    assert any("command.safetensors" in note for note in notes)
+    capsys.readouterr()
+    assert run("template", *names, "-o", tmp_path / "none", "--method", "groupmorph") != 0
+    assert "weights that you trained" in one_sentence(capsys)
 
 
 def test_the_report_names_weights_and_network(folder):
