@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +9,11 @@ import torch
 from torch.nn import functional
 
 from DiffeoRegLib.errors import DeviceError, UnknownNameError
+from DiffeoRegLib.main_memory import main_memory_bytes
 from DiffeoRegLib.settings import DEVICES
 from DiffeoRegLib.space.sample import sample
 
 PROBE_TOLERANCE = 5e-3  # TF32 convolutions round at 1e-3; a broken kernel is wrong by 0.1 and more
-CGROUP_FILES = (
-    ("memory.max", "memory.current"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-)
 
 
 @dataclass(frozen=True)
@@ -83,8 +77,7 @@ def memory_bytes(device: torch.device | str = "cpu") -> int | None:
     device = torch.device(device)
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    known = [amount for amount in (_system_bytes(), _cgroup_bytes()) if amount is not None]
-    return min(known) if known else None
+    return main_memory_bytes()
 
 
 def native_bfloat16(device: torch.device | str) -> bool:
@@ -153,72 +146,3 @@ def cpu_name() -> str:
     import platform
 
     return platform.processor() or platform.machine() or "CPU"
-
-
-def _system_bytes() -> int | None:
-    if sys.platform == "win32":
-        return _windows_bytes()
-    listing = Path("/proc/meminfo")
-    if listing.is_file():
-        return _meminfo_bytes(listing.read_text(encoding="utf-8"))
-    if sys.platform == "darwin":  # free memory is not one number there: three quarters of all memory
-        return int(os.sysconf("SC_PAGE_SIZE")) * int(os.sysconf("SC_PHYS_PAGES")) * 3 // 4
-    return None
-
-
-def _meminfo_bytes(text: str) -> int | None:
-    """MemAvailable of a /proc/meminfo listing, in bytes."""
-    for line in text.splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
-
-
-def _cgroup_bytes(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """What a container limit (cgroup v2 or v1) leaves free, or None without a limit."""
-    for limit_file, used_file in CGROUP_FILES:
-        limit_path, used_path = root / limit_file, root / used_file
-        if not (limit_path.is_file() and used_path.is_file()):
-            continue
-        limit = limit_path.read_text(encoding="utf-8").strip()
-        if limit != "max" and int(limit) < 2**60:  # v1 writes a huge number for "no limit"
-            return max(
-                int(limit) - int(used_path.read_text(encoding="utf-8")) + _reclaimable(limit_path.parent), 0
-            )
-    return None
-
-
-def _reclaimable(folder: Path) -> int:
-    """File cache the kernel gives back on demand, counted as used by the container, bytes."""
-    statistics = folder / "memory.stat"
-    if statistics.is_file():
-        for line in statistics.read_text(encoding="utf-8").splitlines():
-            name, _, value = line.partition(" ")
-            if name in ("inactive_file", "total_inactive_file"):
-                return int(value)
-    return 0
-
-
-class _MemoryStatus(ctypes.Structure):
-    """MEMORYSTATUSEX of the Windows interface."""
-
-    _fields_ = (
-        ("length", ctypes.c_ulong),
-        ("load", ctypes.c_ulong),
-        ("total", ctypes.c_ulonglong),
-        ("available", ctypes.c_ulonglong),
-        ("total_page", ctypes.c_ulonglong),
-        ("available_page", ctypes.c_ulonglong),
-        ("total_virtual", ctypes.c_ulonglong),
-        ("available_virtual", ctypes.c_ulonglong),
-        ("available_extended", ctypes.c_ulonglong),
-    )
-
-
-def _windows_bytes() -> int | None:
-    status = _MemoryStatus()
-    status.length = ctypes.sizeof(_MemoryStatus)
-    kernel: object = getattr(ctypes, "windll").kernel32  # noqa: B009 - the name exists on Windows only
-    if not kernel.GlobalMemoryStatusEx(ctypes.byref(status)):  # type: ignore[attr-defined]
-        return None
-    return int(status.available)

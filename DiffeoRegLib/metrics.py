@@ -5,6 +5,7 @@ Every distance is in mm. Label maps are compared on one grid, warped with neares
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
@@ -78,6 +79,28 @@ def dice_per_label(first: Labels, second: Labels, labels: Iterable[int] | None =
 def mean_dice(first: Labels, second: Labels, labels: Iterable[int] | None = None) -> float:
     """Mean of `dice_per_label` over the labels that occur in either map; NaN if none does."""
     return _mean_of_known(dice_per_label(first, second, labels))
+
+
+def dice_over_pairs(maps: Sequence[Labels]) -> float:
+    """Mean of `mean_dice` over all pairs of two maps and more on one grid, without a pass for every pair.
+
+    Raises InputError for fewer maps, ShapeError for different shapes.
+    """
+    if len(maps) < 2:
+        raise InputError(f"Overlaps over all pairs need two label maps or more, not {len(maps)}.")
+    if any(one.shape != maps[0].shape for one in maps):
+        raise ShapeError(f"Label maps of one shape are compared, not {[one.shape for one in maps]}.")
+    names = np.unique(np.concatenate([[0], *(np.unique(one) for one in maps)]))
+    rows = [np.searchsorted(names, one.ravel()).astype(np.int32) for one in maps]
+    sizes = [np.bincount(row, minlength=len(names)) for row in rows]
+    scores = []
+    for first, second in itertools.combinations(range(len(maps)), 2):
+        both = np.bincount(rows[first][rows[first] == rows[second]], minlength=len(names))
+        total = sizes[first] + sizes[second]
+        known = (total > 0) & (names != 0)
+        if known.any():
+            scores.append(float(np.mean(2 * both[known] / total[known])))
+    return float(np.mean(scores)) if scores else float("nan")
 
 
 def hd95_mm(

@@ -16,12 +16,11 @@ from torch import Tensor
 
 from DiffeoRegLib import pipeline
 from DiffeoRegLib.catalog import card
-from DiffeoRegLib.errors import SettingsError
+from DiffeoRegLib.errors import InputError, SettingsError
 from DiffeoRegLib.groupwise import register_group
 from DiffeoRegLib.methods.base import Progress, Report
-from DiffeoRegLib.methods.start import background_of
+from DiffeoRegLib.report.template import Look
 from DiffeoRegLib.settings import Settings
-from DiffeoRegLib.space.filters import gaussian_smooth
 from DiffeoRegLib.space.grid import Grid, Matrix
 from DiffeoRegLib.space.sample import array_from_tensor, tensor_from_array
 from DiffeoRegLib.space.transform import (
@@ -33,8 +32,6 @@ from DiffeoRegLib.space.transform import (
     displacement_on,
 )
 from DiffeoRegLib.volumes.group import canonical_order
-from DiffeoRegLib.volumes.intensity import intensity_window, normalise
-from DiffeoRegLib.volumes.resample import warp_volume
 from DiffeoRegLib.volumes.volume import Volume
 
 ROUNDS, SHARPENING = 3, 1.0
@@ -53,7 +50,8 @@ class TemplateResult:
     """What the images have in common; entry k of every list is that of image `kept[k]`.
 
     template: sharpened mean, intensities 0..1.  mean: of the aligned images, the same.  before: of the images
-    as they were given.  deviation: standard deviation of the aligned intensities at every voxel.
+    where only their first alignment puts them.  deviation: standard deviation of the aligned intensities at
+    every voxel.  labels: what most label maps say of it, None without any.
     transforms, inverses: template -> image points and back, RAS mm.  report: how much the images differ at
     every stage, how far the mean of all maps is from the identity, seconds.
     """
@@ -62,6 +60,7 @@ class TemplateResult:
     mean: Volume
     before: Volume
     deviation: Volume
+    labels: Volume | None
     transforms: tuple[Transform, ...]
     inverses: tuple[Transform, ...]
     kept: tuple[int, ...]
@@ -81,6 +80,7 @@ def build_template(
     images: Sequence[Volume],
     settings: Settings | None = None,
     *,
+    labels: Sequence[Volume] | None = None,
     rounds: int = ROUNDS,
     sharpening: float = SHARPENING,
     leave_out: bool = False,
@@ -88,9 +88,11 @@ def build_template(
 ) -> TemplateResult:
     """An unbiased template: no image is preferred, and the mean of all maps from it is the identity.
 
-    The images are registered to their middle as a group; then, in every round, each of them to the sharpened
-    mean, whose place is set to the mean of where they all lie.  sharpening: how much of the difference to a
-    mean smoothed by one voxel is added; 0 = none.  leave_out: see `register_group`.
+    The images are registered to their middle as a group, by `svf` or a network for groups; then, in every
+    round, each of them to the sharpened mean by `svf`, whose place is set to the mean of where they all lie.
+    sharpening: how much of the difference to a mean smoothed by one voxel is added; 0 = none.
+    leave_out: see `register_group`.  labels: a map of each image; they judge (their overlap is reported for
+    every stage) and give the template labels of its own, but they do not pull.
     How the images are ordered changes nothing but the order of the results.
     Raises InputError (and its kinds) for input that is no group, SettingsError, Cancelled.
     Source: Joshi et al. 2004 (the mean of deformations is the identity); Avants et al. 2010 (rounds of mean
@@ -99,28 +101,32 @@ def build_template(
     settings = settings or Settings()
     if rounds < 0 or not 0 <= sharpening < 10:
         raise SettingsError("A template needs 0 rounds or more, and a sharpening from 0 to 10.")
+    _check_labels(images, labels)
     started = time.perf_counter()
     group = register_group(
-        images, settings, leave_out=leave_out, with_uncertainty=False, progress=_part(progress, 0, GROUP_ENDS)
-    )
+        images, settings, leave_out=leave_out, with_uncertainty=False,
+        progress=_part(progress, 0, GROUP_ENDS, "all together"),
+    )  # fmt: skip
     order = canonical_order([images[number] for number in group.kept])
     used = [images[group.kept[entry]] for entry in order]
+    maps = None if labels is None else [labels[group.kept[entry]] for entry in order]
+    linear = [_linear_part(group.transforms[entry]) for entry in order]
     ways = _centred(_Ways(
-        [group.transforms[entry] for entry in order], [group.inverses[entry] for entry in order],
-        [_linear_part(group.transforms[entry]) for entry in order],
+        [group.transforms[entry] for entry in order], [group.inverses[entry] for entry in order], linear
     ), group.view)  # fmt: skip
-    given = _Look.of(used, [AffineTransform(np.eye(4)) for _ in used], group.view)
-    look = _Look.of(used, ways.there, group.view)
-    template, history = look.sharpened(sharpening), [given.facts("as given"), look.facts("as a group")]
-    pairwise = settings.with_changes(init="auto")
+    history, before = _first_looks(used, maps, linear, group.view)
+    look = Look.of(used, ways.there, group.view, maps)
+    template, history = look.sharpened(sharpening), [*history, look.facts("as a group")]
+    pairwise = _of_pairs(settings)
     for number in range(rounds):
         width = (1 - GROUP_ENDS) / rounds
-        within = _part(progress, GROUP_ENDS + number * width, GROUP_ENDS + (number + 1) * width)
+        start = GROUP_ENDS + number * width
+        within = _part(progress, start, start + width, f"round {number + 1} of {rounds}")
         found = _registered(used, template, ways, pairwise, within)
         ways = _centred(found, group.view)
-        earlier, look = template, _Look.of(used, ways.there, group.view)
+        earlier, look = look, Look.of(used, ways.there, group.view, maps)
         template = look.sharpened(sharpening)
-        history.append(look.facts(f"round {number + 1}", template.data - earlier.data))
+        history.append(look.facts(f"round {number + 1}", earlier, sharpening))
     inverse_order = [order.index(entry) for entry in range(len(order))]
     report = {
         "images": [images[number].name for number in group.kept],
@@ -128,48 +134,45 @@ def build_template(
         "off_centre_mm": _off_centre_mm(ways.there, group.view),
         "seconds": time.perf_counter() - started,
         "notes": group.report["notes"],
-        "citations": [*CITATIONS, card("svf").citation],
+        "citations": [*CITATIONS, *dict.fromkeys(card(one.method).citation for one in (settings, pairwise))],
     }
+    if progress is not None:
+        progress(Progress("done", 1.0, "finished"))
     return TemplateResult(
-        template, look.mean, given.mean, look.deviation,
+        template, look.mean, before.mean, look.deviation, look.labels,
         tuple(ways.there[entry] for entry in inverse_order),
         tuple(ways.back[entry] for entry in inverse_order), group.kept, report,
     )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class _Look:
-    """Mean and spread of the images where a set of maps brings them."""
+def _of_pairs(settings: Settings) -> Settings:
+    """Settings of the rounds: a network for groups knows no pairs, which `svf` does in its place."""
+    if not card(settings.method).needs_group:
+        return settings.with_changes(init="auto")
+    return settings.with_changes(init="auto", method="svf", weights=None, extras={})
 
-    mean: Volume
-    deviation: Volume
 
-    @classmethod
-    def of(cls, images: Sequence[Volume], ways: Sequence[Transform], view: Grid) -> _Look:
-        """Of images scaled to 0..1 each, one at a time in memory."""
-        total, squares = torch.zeros(view.shape), torch.zeros(view.shape)
-        for image, way in zip(images, ways, strict=True):
-            window, fill = intensity_window(image), background_of(image)
-            values = normalise(warp_volume(image, way, view, fill=fill).data.float().clone(), window)
-            total += values
-            squares += values.square()
-        mean = total / len(images)
-        spread = (squares / len(images) - mean.square()).clamp(min=0).sqrt()
-        return cls(Volume(mean, view, "mean"), Volume(spread, view, "deviation"))
+def _check_labels(images: Sequence[Volume], labels: Sequence[Volume] | None) -> None:
+    """Raises InputError unless there is a label map of its kind for every image."""
+    if labels is None:
+        return
+    if len(labels) != len(images):
+        raise InputError(f"{len(images)} images need as many label maps, not {len(labels)}.")
+    for image, one in zip(images, labels, strict=True):
+        if one.grid.dim != image.grid.dim:
+            raise InputError(f"The labels '{one.name}' are {one.grid.dim}D, '{image.name}' is not.")
 
-    def sharpened(self, share: float) -> Volume:
-        """The mean with a share of what smoothing by one voxel takes from it."""
-        values: Tensor = self.mean.data[None, None]
-        smooth = gaussian_smooth(values, 1.0)
-        return Volume((values + share * (values - smooth))[0, 0].clamp(0, 1), self.mean.grid, "template")
 
-    def facts(self, stage: str, change: Tensor | None = None) -> dict[str, Any]:
-        """How much the images still differ, and how much the template has changed since the last round."""
-        return {
-            "stage": stage,
-            "deviation": float(self.deviation.data.mean()),
-            "change": None if change is None else float(change.square().mean().sqrt()),
-        }
+def _first_looks(
+    images: Sequence[Volume], labels: Sequence[Volume] | None, linear: Sequence[Matrix], view: Grid
+) -> tuple[list[dict[str, Any]], Look]:
+    """The facts of the images as given and, where they were aligned first, so aligned; the last look."""
+    look = Look.of(images, [AffineTransform(np.eye(4)) for _ in images], view, labels)
+    facts = [look.facts("as given")]
+    if any(not np.array_equal(matrix, np.eye(4)) for matrix in linear):
+        look = Look.of(images, [AffineTransform(matrix) for matrix in linear], view, labels)
+        facts.append(look.facts("aligned"))
+    return facts, look
 
 
 def _registered(
@@ -178,7 +181,7 @@ def _registered(
     """Every image to the template, from where it lies by its linear part."""
     found = _Ways([], [], [])
     for index, (image, start) in enumerate(zip(images, ways.starts, strict=True)):
-        within = _part(progress, index / len(images), (index + 1) / len(images))
+        within = _part(progress, index / len(images), (index + 1) / len(images), f"'{image.name}'")
         result = pipeline.register(template, image, settings, initial=AffineTransform(start), progress=within)
         found.there.append(result.transform)
         found.back.append(result.inverse)
@@ -242,12 +245,15 @@ def _field(rows: Matrix, like: Tensor) -> Tensor:
     return tensor_from_array(rows.T, torch.float32).reshape(like.shape)
 
 
-def _part(progress: Report | None, start: float, stop: float) -> Report | None:
-    """A progress receiver for a part of the whole."""
+def _part(progress: Report | None, start: float, stop: float, what: str) -> Report | None:
+    """A progress receiver for a part of the whole; what: the part, said before every message."""
     if progress is None:
         return None
 
     def report(step: Progress) -> None:
-        progress(replace(step, fraction=start + (stop - start) * step.fraction))
+        if step.phase == "done":  # of the part only
+            return
+        fraction = start + (stop - start) * step.fraction
+        progress(replace(step, fraction=fraction, message=f"{what}: {step.message}"))
 
     return report

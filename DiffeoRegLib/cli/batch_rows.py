@@ -13,7 +13,7 @@ from DiffeoRegLib.cli.arguments import build_parser
 from DiffeoRegLib.cli.inputs import check_flags, settings_from
 from DiffeoRegLib.cohorts.job import Job
 from DiffeoRegLib.cohorts.names import Names, bids_names, plain_names
-from DiffeoRegLib.cohorts.table import Problems, TableRow, absolute, read_table, repeated
+from DiffeoRegLib.cohorts.table import Problems, TableRow, absolute, located, read_table, repeated
 from DiffeoRegLib.errors import DiffeoRegError, FileFormatError, InputError
 from DiffeoRegLib.outputs import NAMES
 from DiffeoRegLib.settings import INIT_NETWORK, INITS
@@ -141,7 +141,7 @@ def _values(
             problems.add(row.number, column, str(problem))
             continue
         if flags.is_file(name, value):
-            file = absolute(table.parent / cell)
+            file = located(table.parent, cell)
             if not file.exists():
                 problems.add(row.number, column, f"there is no file '{file}'")
             value = str(file)

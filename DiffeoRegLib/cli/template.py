@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from DiffeoRegLib.catalog import card
 from DiffeoRegLib.cli.console import Console, table
 from DiffeoRegLib.cli.group import read_images
 from DiffeoRegLib.device import set_threads
 from DiffeoRegLib.errors import OutputError, OutputExistsError
-from DiffeoRegLib.methods.base import Progress
+from DiffeoRegLib.methods.base import PLAN_PHASE, Progress
+from DiffeoRegLib.networks.weights import check_weights
 from DiffeoRegLib.outputs import staging, stored_form, undisturbed
 from DiffeoRegLib.report.measure import json_safe
 from DiffeoRegLib.report.pictures import read
@@ -23,38 +25,53 @@ from DiffeoRegLib.report.planes import planes
 from DiffeoRegLib.report.png import grey, png_bytes
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.template import TemplateResult, build_template
-from DiffeoRegLib.volumes.files import write_volume
+from DiffeoRegLib.volumes.files import read_volume, write_volume
 from DiffeoRegLib.volumes.transform_files import write_transform
 from DiffeoRegLib.volumes.volume import Volume
 
 VOLUMES = {"template": "template.nii.gz", "mean": "mean.nii.gz", "deviation": "deviation.nii.gz"}
-PICTURE, REPORT = "template.png", "report.json"
+LABELS, PICTURE, REPORT = "labels.nii.gz", "template.png", "report.json"
 NUMBERED = ("template_to_*.h5", "*_to_template.h5")
+COLUMNS = {"deviation": "deviation", "gradient_per_mm": "gradient", "dice": "Dice", "change": "change"}
 SAME_NAME = (
-    "preset", "effort", "similarity", "init", "iterations", "regularity", "working_spacing_mm",
-    "interpolation", "device", "threads", "memory_limit_gb",
+    "method", "weights", "preset", "effort", "similarity", "init", "iterations", "regularity",
+    "working_spacing_mm", "interpolation", "device", "threads", "memory_limit_gb",
 )  # fmt: skip
 WRITING_STARTS = 0.97
 
 
 def template(arguments: argparse.Namespace, console: Console) -> None:
     """The whole command."""
-    settings = Settings(levels_mm=arguments.levels, **{name: getattr(arguments, name) for name in SAME_NAME})
+    settings = Settings(
+        levels_mm=arguments.levels, accepted_licences=tuple(arguments.accept_licence),
+        **{name: getattr(arguments, name) for name in SAME_NAME},
+    )  # fmt: skip
+    check_weights(card(settings.method), settings)
     folder = Path(arguments.output)
     check_folder(folder, overwrite=arguments.overwrite)
     set_threads(settings.threads)
     console.progress("reading", 0.0, "reading the images")
     images = read_images(arguments.images)
+    paths = arguments.labels
+    labels = None if paths is None else [read_volume(path, labels=True) for path in paths]
+
+    planned = list[str]()
 
     def progress(step: Progress) -> None:
-        console.progress(step.phase, WRITING_STARTS * step.fraction, step.message)
+        if step.phase == PLAN_PHASE:
+            if not planned:  # that of all images together; of the pairs there are many
+                console.log(step.message)
+            planned.append(step.message)
+        else:
+            console.progress(step.phase, WRITING_STARTS * step.fraction, step.message)
 
     result = build_template(
-        images, settings, rounds=arguments.rounds, sharpening=arguments.sharpening,
+        images, settings, labels=labels, rounds=arguments.rounds, sharpening=arguments.sharpening,
         leave_out=arguments.leave_out, progress=progress,
     )  # fmt: skip
     for note in result.report["notes"]:
-        console.log(note)
+        if not any(said.endswith(note) for said in planned[:1]):
+            console.log(note)
     console.progress("writing", WRITING_STARTS, "writing the results")
     names = write_template(folder, result, images, overwrite=arguments.overwrite)
     console.progress("writing", 1.0, "done")
@@ -91,6 +108,8 @@ def write_template(
     with staging(folder) as stage:
         for kind, name in VOLUMES.items():
             write_volume(getattr(result, kind), stage / name)
+        if result.labels is not None:
+            write_volume(result.labels, stage / LABELS)
         for number, there, back in zip(result.kept, result.transforms, result.inverses, strict=True):
             write_transform(
                 stored_form(there), stage / f"template_to_{number:03d}.h5", displacement_grid=view
@@ -124,7 +143,7 @@ def picture(volumes: Sequence[Volume]) -> bytes:
 
 def _present(folder: Path) -> list[Path]:
     """Results of an earlier run."""
-    known = [folder / name for name in (*VOLUMES.values(), PICTURE, REPORT)]
+    known = [folder / name for name in (*VOLUMES.values(), LABELS, PICTURE, REPORT)]
     return [path for path in known if path.exists()] + sorted(
         path for pattern in NUMBERED for path in folder.glob(pattern)
     )
@@ -132,9 +151,10 @@ def _present(folder: Path) -> list[Path]:
 
 def _text(report: Mapping[str, Any]) -> str:
     """The stages for people."""
+    shown = [name for name in COLUMNS if any(stage[name] is not None for stage in report["stages"])]
     lines = [
-        [stage["stage"], *("-" if value is None else f"{value:.4f}" for value in list(stage.values())[1:])]
+        [stage["stage"], *("-" if stage[name] is None else f"{stage[name]:.4f}" for name in shown)]
         for stage in report["stages"]
     ]
-    found = table(["", "deviation", "change"], lines)
+    found = table(["", *(COLUMNS[name] for name in shown)], lines)
     return f"{found}\n\nMean of all maps: the identity within {report['off_centre_mm']:.2g} mm"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import secrets
 import shutil
-import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -50,7 +50,7 @@ def attempt(store: Store, job: Job, session: str, retries: int, work: Work, sent
     status = store.status(job)
     lost = [one for one in status.attempts if one.session == session and one.outcome in ("", INTERRUPTED)]
     token = secrets.token_hex(4)
-    status = status.begun(Attempt(token, session, socket.gethostname(), os.getpid(), now()))
+    status = status.begun(Attempt(token, session, platform.node(), os.getpid(), now()))
     if len(lost) > retries:
         problem = died(len(lost))
         store.write_status(status.ended(token, FAILED, now(), problem))
@@ -84,7 +84,7 @@ def now() -> str:
 
 def _work(store: Store, job: Job, stage: Path, token: str, work: Work) -> None:
     try:
-        stage.parent.mkdir(parents=True, exist_ok=True)
+        store.make_work()
     except OSError as error:
         raise OutputError(
             f"'{stage.parent}' cannot be written to ({error.strerror or error}). Workers need the folder of "

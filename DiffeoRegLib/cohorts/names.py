@@ -17,7 +17,10 @@ from DiffeoRegLib.volumes.file_guard import stem_of, suffix_of
 USABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 ENTITY = re.compile(r"([a-z]+)-([A-Za-z0-9]+)")
 LONGEST = 150
-RESERVED = ("status",)
+RESERVED = ("status", "summary.csv", "summary.html", "dataset_description.json")
+"""Files and folders of the cohort itself."""
+DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+"""Names that Windows keeps for devices, with any suffix."""
 TRANSFORMS = ("transform", "inverse")
 BIDS_VERSION = "1.9.0"
 
@@ -116,11 +119,12 @@ def _cleaned(text: str) -> str:
 
 
 def _checked(name: str) -> str:
-    if not USABLE.fullmatch(name) or name.endswith(".") or name.casefold() in RESERVED:
+    if not USABLE.fullmatch(name) or name.endswith("."):
         raise InputError(
-            f"'{name}' cannot name a folder of results: use letters, digits, dot, dash and underscore, and "
-            f"not '{RESERVED[0]}'"
+            f"'{name}' cannot name a folder of results: use letters, digits, dot, dash and underscore"
         )
+    if name.casefold() in RESERVED or DEVICES.fullmatch(name):
+        raise InputError(f"'{name}' cannot name a folder of results: this name is taken, choose another")
     if len(name) > LONGEST:
         raise InputError(f"'{name[:40]}...' has {len(name)} characters, more than {LONGEST}")
     return name

@@ -14,6 +14,8 @@ from DiffeoRegLib.report.style import STYLE
 if TYPE_CHECKING:
     from DiffeoRegLib.cohorts.summary import CohortRow
 
+TITLES = {"inverse_max_mm": "largest inverse error (mm)"}
+"""Where the title of a number needs the column before it."""
 SHOWN = ("dice_initial", "dice", "tre_initial_mm", "tre_mm", "folded_percent", "inverse_max_mm", "seconds")
 PLOTS = {
     "dice": "Dice of the labels, registered",
@@ -21,12 +23,13 @@ PLOTS = {
     "folded_percent": "Folded (%)",
     "seconds": "Seconds",
 }
+LEFT = ' class="name"'
 STATES = {"done": "done", "failed": "failed", "interrupted": "not finished", "waiting": "not begun"}
 
 
 def html_page(rows: Sequence[CohortRow], summary: Mapping[str, Any]) -> str:
     """The page as text; nothing is loaded from elsewhere, the reports of the rows are linked."""
-    title = f"{summary['done']} of {summary['rows']} registrations"
+    title = f"{summary['done']} of {summary['rows']} registrations done"
     body = [
         f"<h1>{title}</h1>",
         f'<p class="soft">{escape(_subtitle(rows, summary))}</p>',
@@ -85,7 +88,7 @@ def _spread(summary: Mapping[str, Any]) -> str:
         values = summary["numbers"][name]
         if values["count"]:
             cells = "".join(f"<td>{_number(values[key])}</td>" for key in ("mean", "sd", "min", "max"))
-            lines += f"<tr><td>{escape(title)}</td><td>{values['count']}</td>{cells}</tr>"
+            lines += f"<tr><td>{escape(TITLES.get(name, title))}</td><td>{values['count']}</td>{cells}</tr>"
     if not lines:
         return ""
     head = "".join(f"<th>{word}</th>" for word in ("", "rows", "mean", "sd", "least", "greatest"))
@@ -94,8 +97,8 @@ def _spread(summary: Mapping[str, Any]) -> str:
 
 def _table(rows: Sequence[CohortRow]) -> str:
     shown = [name for name in SHOWN if any(row.numbers.get(name) is not None for row in rows)]
-    titles = ("row", "name", "state", "attempts", *(NUMBERS[name] for name in shown))
-    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
+    titles = ("row", "name", "state", "attempts", *(TITLES.get(name, NUMBERS[name]) for name in shown))
+    head = "".join(f"<th{LEFT if title == 'name' else ''}>{escape(title)}</th>" for title in titles)
     lines = "".join(f"<tr>{_cells(row, row.numbers, shown)}</tr>" for row in rows)
     return f"<section><h2>Rows</h2>{_wide(head, lines)}</section>"
 
@@ -104,7 +107,8 @@ def _cells(row: CohortRow, numbers: Numbers, shown: Sequence[str]) -> str:
     name = escape(row.name)
     if row.report:
         name = f'<a href="{quote(row.report)}">{name}</a>'
-    about = f'<td>{row.number}</td><td class="name">{name}</td><td>{STATES.get(row.state, row.state)}</td>'
+    state = escape(STATES.get(row.state, row.state))
+    about = f'<td>{row.number}</td><td class="name">{name}</td><td>{state}</td>'
     return f"{about}<td>{row.attempts}</td>" + "".join(f"<td>{_number(numbers.get(n))}</td>" for n in shown)
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -18,7 +18,7 @@ from typing import IO, Any
 from DiffeoRegLib.cohorts.job import Job, same_file
 from DiffeoRegLib.errors import DiffeoRegError, FileFormatError, OutputError, OutputExistsError
 from DiffeoRegLib.plain import as_plain, build
-from DiffeoRegLib.whole_file import replace_file
+from DiffeoRegLib.whole_file import make_private, replace_file
 
 STATUS, WORK, RECORD, LOCK = "status", ".work", "row.json", ".lock"
 WAITING, RUNNING, DONE, FAILED, INTERRUPTED = "waiting", "running", "done", "failed", "interrupted"
@@ -131,6 +131,12 @@ class Store:
         """Where an attempt works; on the file system of the results."""
         return self.folder / WORK / f"{job.name}.{token}"
 
+    def make_work(self) -> None:
+        """The folder of all attempts, unless it is there; nobody else may look into it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            make_private(self.folder / WORK)
+
     def commit(self, stage: Path, job: Job) -> bool:
         """Make a finished row visible by one rename; False where another worker was first.
 
@@ -153,7 +159,7 @@ class Store:
         if self.place(job).exists():
             aside = self.folder / WORK / f"{job.name}.old"
             shutil.rmtree(aside, ignore_errors=True)
-            aside.parent.mkdir(parents=True, exist_ok=True)
+            self.make_work()
             self.place(job).rename(aside)
             shutil.rmtree(aside, ignore_errors=True)
 

@@ -19,7 +19,7 @@ STRIP_STYLE = """
 .strip circle { fill:var(--accent); fill-opacity:.65; }
 .strip .before circle { fill:var(--soft); fill-opacity:.45; }
 .strip a:hover circle, .strip a:focus circle { fill-opacity:1; stroke:var(--ink); stroke-width:1.5; }
-td.name { text-align:left; overflow-wrap:anywhere; }
+td.name, th.name { text-align:left; overflow-wrap:anywhere; }
 a { color:var(--accent); }
 """
 
@@ -38,9 +38,12 @@ def strip(
 ) -> str:
     """A line of dots with its scale; those from before the registration in a lane above.
 
-    whole: ends of the scale; None = round ends around the values.
+    whole: ends of the scale; None = round ends around the values.  Where all values are the same there is
+    nothing to draw, and dots would hide each other: a sentence says so.
     """
     values = [dot.value for dot in (*dots, *before)]
+    if len(values) > 1 and min(values) == max(values):
+        return f"<h3>{escape(title)}</h3><p>The same in all {len(dots)} rows: {values[0]:.4g}</p>"
     ticks = [whole[0] + i * (whole[1] - whole[0]) / 5 for i in range(6)] if whole else nice_ticks(values)
     lanes = [("before", before), ("after", dots)] if before else [("", dots)]
     height = LANE * len(lanes) + FOOT

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from DiffeoRegLib.cells import cell
 from DiffeoRegLib.cohorts.job import Job
 from DiffeoRegLib.cohorts.page import html_page
 from DiffeoRegLib.cohorts.store import DONE, FAILED, Store
@@ -92,8 +93,8 @@ def as_csv(rows: Sequence[CohortRow]) -> str:
     for row in rows:
         values = [row.numbers.get(name) for name in NUMBERS] + [row.labels.get(name) for name in labels]
         cells = ["" if value is None else f"{value:.6g}" for value in values]
-        who = [row.number, row.name, row.fixed, row.moving, row.method, row.state, row.attempts]
-        writer.writerow([*who, *cells, row.report, row.problem])
+        names = map(cell, (row.name, row.fixed, row.moving, row.method, row.state))
+        writer.writerow([row.number, *names, row.attempts, *cells, cell(row.report), cell(row.problem)])
     return text.getvalue()
 
 

@@ -85,6 +85,11 @@ def read_table(path: Path, known: Collection[str]) -> list[TableRow]:
 def _check_columns(path: Path, columns: Sequence[str], known: Collection[str]) -> None:
     missing = [name for name in NEEDED if name not in columns]
     if missing:
+        if len(columns) == 1 and ";" in columns[0]:
+            raise InputError(
+                f"'{path}' separates its cells by ';'. A table of pairs has commas (.csv) or tabs (.tsv): "
+                "save it as one of these."
+            )
         there = ", ".join(columns) or "none"
         raise InputError(
             f"'{path}' has no column '{missing[0]}'; its columns are: {there}. A table of pairs needs fixed "
@@ -105,6 +110,13 @@ def _check_columns(path: Path, columns: Sequence[str], known: Collection[str]) -
 def absolute(path: Path) -> Path:
     """A path from the root, without `..`; a link keeps its own name, which may be all that a person reads."""
     return Path(os.path.normpath(path.absolute()))
+
+
+def located(folder: Path, cell: str) -> Path:
+    """The file that a cell names, from the folder of its table; tables of Windows have `\\` in them."""
+    path = absolute(folder / cell)
+    slashed = absolute(folder / cell.replace("\\", "/"))
+    return slashed if not path.exists() and slashed.exists() else path
 
 
 def repeated(keys: Mapping[int, str]) -> dict[int, int]:

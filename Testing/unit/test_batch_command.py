@@ -180,6 +180,7 @@ def test_names_as_of_a_bids_derivative(pair_files, registrations, here, tmp_path
     [
         (["fixed,name", "a,b"], "has no column 'moving'; its columns are: fixed, name"),
         ([""], "has no column 'fixed'; its columns are: none"),
+        (["fixed;moving", "a;b"], "separates its cells by ';'"),
         (["fixed,moving"], "has no rows"),
         (["fixed,moving", ",,"], "has no rows"),
         (["fixed,moving,moving_label", "a,b,c"], "Did you mean 'moving_labels'?"),
@@ -338,6 +339,21 @@ def test_tables_are_read_relative_to_themselves(pair_files, tmp_path, monkeypatc
     assert set(job.inputs) == {
         "fixed", "moving", "fixed_seg", "moving_seg", "fixed_landmarks", "moving_landmarks", "fixed_mask",
     }  # fmt: skip
+
+
+def test_a_table_of_windows_is_read_anywhere(pair_files, tmp_path):
+    """With its byte order mark, its line ends and its way to separate folders."""
+    (tmp_path / "scans").mkdir()
+    for name in ("fixed", "moving"):
+        source = pair_files / f"{name}.nii.gz"
+        (tmp_path / "scans" / source.name).write_bytes(source.read_bytes())
+    table = tmp_path / "windows.csv"
+    lines = ["fixed,moving,name", "scans\\fixed.nii.gz,.\\scans\\moving.nii.gz,new", ""]
+    table.write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    (job,) = jobs_from(batch_arguments(table, "out"))
+    assert job.name == "new"
+    assert job.inputs["fixed"] == str(tmp_path / "scans" / "fixed.nii.gz")
+    assert job.inputs["moving"] == str(tmp_path / "scans" / "moving.nii.gz")
 
 
 def batch_arguments(*words):

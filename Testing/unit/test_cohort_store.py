@@ -256,8 +256,6 @@ def test_workers_that_cannot_reach_the_folder_say_so(store, tmp_path, monkeypatc
     def fail(*arguments, **options):
         raise PermissionError(13, "Permission denied")
 
-    class Stage:
-        parent = type("Parent", (), {"mkdir": fail, "__str__": lambda self: "there"})()
-
+    monkeypatch.setattr(type(store), "make_work", fail)
     with pytest.raises(OutputError, match="Workers need the folder of the results under the same name"):
-        attempts._work(store, job, Stage(), "t", written)
+        attempts._work(store, job, store.stage(job, "t"), "t", written)

@@ -21,7 +21,8 @@ def rows(values=(0.8, 0.9, 0.7)):
     found = [
         CohortRow(
             number, f"row {number}", "f.nii", "m.nii", "svf", DONE, 1, f"row {number}",
-            report=f"row {number}/report.html", numbers={"dice": value, "dice_initial": 0.5, "seconds": 10.0},
+            report=f"row {number}/report.html",
+            numbers={"dice": value, "dice_initial": 0.5, "seconds": 10.0 + number},
             labels={"10": value, "2": None},
         )
         for number, value in enumerate(values, 1)
@@ -60,6 +61,16 @@ def test_the_page_is_whole_and_links_every_report():
     for plot in re.findall(r"<svg.*?</svg>", page):
         ElementTree.fromstring(plot)
     assert len(re.findall("<svg", page)) == 2
+
+
+def test_values_that_are_all_the_same_are_said_not_drawn():
+    dots = [Dot(0.0, f"row {n}", "x.html") for n in range(20)]
+    found = strip("Folded (%)", dots)
+    assert "<svg" not in found
+    assert "The same in all 20 rows: 0<" in found
+    assert "<svg" in strip("Folded (%)", [*dots, Dot(0.1, "row 20", "x.html")])
+    assert "<svg" in strip("Folded (%)", dots[:1])
+    assert "<svg" in strip("Dice", dots, [Dot(0.5, "row 0", "x.html")])
 
 
 def test_a_cohort_without_numbers_has_a_page_too():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from DiffeoRegLib import device
+from DiffeoRegLib import device, main_memory
 from DiffeoRegLib.device import choose_device, memory_bytes, probe, set_threads
 from DiffeoRegLib.errors import DeviceError, UnknownNameError
 
@@ -89,8 +89,8 @@ def test_free_memory_is_plausible():
 
 
 def test_meminfo_is_read_in_kibibytes():
-    assert device._meminfo_bytes("MemTotal: 9 kB\nMemAvailable:    2048 kB\n") == 2048 * 1024
-    assert device._meminfo_bytes("MemTotal: 9 kB\n") is None
+    assert main_memory.meminfo_bytes("MemTotal: 9 kB\nMemAvailable:    2048 kB\n") == 2048 * 1024
+    assert main_memory.meminfo_bytes("MemTotal: 9 kB\n") is None
 
 
 def _cgroup(folder: Path, limit: str, used: str, cache: int) -> Path:
@@ -101,12 +101,12 @@ def _cgroup(folder: Path, limit: str, used: str, cache: int) -> Path:
 
 
 def test_a_container_limit_counts_and_its_file_cache_does_not(tmp_path):
-    assert device._cgroup_bytes(_cgroup(tmp_path, "1000", "700", 100)) == 400
+    assert main_memory.cgroup_bytes(_cgroup(tmp_path, "1000", "700", 100)) == 400
 
 
 def test_no_container_limit(tmp_path):
-    assert device._cgroup_bytes(_cgroup(tmp_path, "max", "700", 0)) is None
-    assert device._cgroup_bytes(tmp_path / "nothing") is None
+    assert main_memory.cgroup_bytes(_cgroup(tmp_path, "max", "700", 0)) is None
+    assert main_memory.cgroup_bytes(tmp_path / "nothing") is None
 
 
 def test_an_old_container_limit(tmp_path):
@@ -114,16 +114,16 @@ def test_an_old_container_limit(tmp_path):
     folder.mkdir()
     (folder / "memory.usage_in_bytes").write_text("300\n", encoding="utf-8")
     (folder / "memory.limit_in_bytes").write_text("9223372036854771712\n", encoding="utf-8")
-    assert device._cgroup_bytes(tmp_path) is None
+    assert main_memory.cgroup_bytes(tmp_path) is None
     (folder / "memory.limit_in_bytes").write_text("1000\n", encoding="utf-8")
-    assert device._cgroup_bytes(tmp_path) == 700
+    assert main_memory.cgroup_bytes(tmp_path) == 700
 
 
 def test_the_smaller_of_machine_and_container_counts(monkeypatch):
-    monkeypatch.setattr(device, "_system_bytes", lambda: 5000)
-    monkeypatch.setattr(device, "_cgroup_bytes", lambda: 300)
+    monkeypatch.setattr(main_memory, "system_bytes", lambda: 5000)
+    monkeypatch.setattr(main_memory, "cgroup_bytes", lambda: 300)
     assert memory_bytes("cpu") == 300
-    monkeypatch.setattr(device, "_cgroup_bytes", lambda: None)
+    monkeypatch.setattr(main_memory, "cgroup_bytes", lambda: None)
     assert memory_bytes("cpu") == 5000
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from DiffeoRegLib.errors import GeometryError, InputError, ShapeError
 from DiffeoRegLib.metrics import (
     Statistics,
     deformation_summary,
+    dice_over_pairs,
     dice_per_label,
     displacement_statistics_mm,
     hd95_mm,
@@ -46,6 +48,19 @@ def test_dice():
     assert math.isnan(mean_dice(0 * first, 0 * first))
     with pytest.raises(ShapeError):
         dice_per_label(first, second[1:])
+
+
+def test_dice_over_pairs_is_the_mean_of_all_pairs():
+    rng = np.random.default_rng(2)
+    maps = [rng.choice([0, 0, 3, 70000, 9], (5, 6, 7)) for _ in range(4)]
+    maps[2][maps[2] == 3] = 0
+    each = [mean_dice(a, b) for a, b in itertools.combinations(maps, 2)]
+    assert dice_over_pairs(maps) == pytest.approx(np.mean(each))
+    assert math.isnan(dice_over_pairs([0 * maps[0]] * 2))
+    with pytest.raises(InputError, match="two label maps or more, not 1"):
+        dice_over_pairs(maps[:1])
+    with pytest.raises(ShapeError):
+        dice_over_pairs([maps[0], maps[1][1:]])
 
 
 def literal_hd95(first, second, spacing):
