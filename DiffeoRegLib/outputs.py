@@ -34,6 +34,7 @@ from DiffeoRegLib.volumes.files import write_volume
 from DiffeoRegLib.volumes.pair import Correspondence
 from DiffeoRegLib.volumes.transform_files import read_transform, write_transform
 from DiffeoRegLib.volumes.volume import Volume
+from DiffeoRegLib.whole_file import make_private
 
 NAMES = {
     "transform": "transform.h5",
@@ -190,11 +191,6 @@ def stored_form(transform: Transform) -> Transform:
     return DisplacementTransform(grid, displacement_on(transform, grid, extend=True))
 
 
-def size_before_run_mb(fixed: Grid) -> float:
-    """Upper limit of what transform and inverse take on disk together, MB."""
-    return 2 * storage_bytes(fixed) / MEGABYTE
-
-
 def _scene(result: Registered, fixed: Volume, moving: Volume, evaluation: Correspondence | None) -> Scene:
     both = evaluation is not None and evaluation.fixed_labels is not None
     return Scene(
@@ -264,14 +260,19 @@ def _check_space(stage: Path, transforms: list[Transform], volumes: list[Volume 
 
 @contextmanager
 def staging(folder: Path) -> Iterator[Path]:
-    """A temporary folder inside `folder`, or beside where it will be; removed whatever happens."""
+    """A temporary folder inside `folder`, or beside where it will be; removed whatever happens.
+
+    Nobody else may look into it; what is moved out of it gets the permissions that are usual there.
+    """
     home = folder
     while not home.is_dir():
         if home.exists() or home == home.parent:
             raise OutputError(f"'{home}' is not a folder, so nothing can be written to '{folder}'.")
         home = home.parent
-    stage = home / f".diffeoreg-{secrets.token_hex(4)}"
+    private = home / f".diffeoreg-{secrets.token_hex(4)}"
+    stage = private / "results"
     try:
+        make_private(private)
         stage.mkdir()
         yield stage
     except OSError as error:
@@ -280,7 +281,7 @@ def staging(folder: Path) -> Iterator[Path]:
             f"Results could not be written to '{folder}': {reason}. Free some space or choose another folder."
         ) from error
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        shutil.rmtree(private, ignore_errors=True)
 
 
 def _move_into_place(stage: Path, folder: Path) -> None:

@@ -17,9 +17,9 @@ from DiffeoRegLib.catalog import card, check_pair_method, check_steps
 from DiffeoRegLib.device import DeviceChoice, choose_device, memory_bytes, set_threads
 from DiffeoRegLib.methods import method_named
 from DiffeoRegLib.methods.appearance import Appearance, appearance
-from DiffeoRegLib.methods.base import Motion, Needs, NetworkMethod, Progress, Report
+from DiffeoRegLib.methods.base import PLAN_PHASE, Motion, Needs, NetworkMethod, Progress, Report
 from DiffeoRegLib.methods.finish import finish, source_on, to_patient
-from DiffeoRegLib.methods.memory import memory_of
+from DiffeoRegLib.methods.memory import IMAGE_BYTES, RunPlan, run_plan, whole_run
 from DiffeoRegLib.methods.metamorphosis import checked_pathology
 from DiffeoRegLib.methods.rdmm import checked_regions
 from DiffeoRegLib.methods.regulariser import sigma_volumes
@@ -47,10 +47,12 @@ from DiffeoRegLib.volumes.prepare import prepare
 from DiffeoRegLib.volumes.regions import Regions
 from DiffeoRegLib.volumes.resample import warp_labels, warp_volume
 from DiffeoRegLib.volumes.volume import Volume
+from DiffeoRegLib.volumes.working_grid import COARSENED
 
 __all__ = [
     "MODES",
     "PHASES",
+    "PLAN_PHASE",
     "Result",
     "background_of",
     "carried_along",
@@ -126,9 +128,12 @@ def register(
     run.notes += unused_settings(method, settings)
     needs = run.needs(fixed, moving)
     start = run.align(fixed, moving, masks, initial)
-    flow, motion, working, sigma, source = None, None, None, None, None
+    flow, motion, working, sigma, source, plan = None, None, None, None, None, None
     if method.deformable:
-        pair = run.prepare(fixed, Beside(masks, guidance, regions, pathology), start, needs)
+        others = given_beside(masks, guidance, evaluation, regions, pathology)
+        held = voxels_of(fixed, moving, start.moving, *others)
+        pair = run.prepare(fixed, Beside(masks, guidance, regions, pathology), start, needs, held)
+        plan = run.plan(fixed.grid, pair, held)
         motion, working = run.deform(pair), pair.grid
         with run.phase("integrate", 0.85):
             flow, motion = finish(motion, working, fixed.grid, settings)
@@ -153,6 +158,7 @@ def register(
             device=run.device, seconds=run.seconds, notes=run.notes, citations=run.citations(),
         )  # fmt: skip
     report["seconds"] = dict(run.seconds)
+    report["planned"] = None if plan is None else plan.as_dict()
     report["steps"] = None if flow is None else flow.steps or None
     run.tell("done", 1.0, "finished")
     return Result(
@@ -206,22 +212,29 @@ class _Run:
             self.sources += start.sources
         return start
 
-    def prepare(self, fixed: Volume, beside: Beside, start: Start, needs: Needs | None) -> Pair:
-        """Both images on one working grid that fits into the memory."""
+    def prepare(
+        self, fixed: Volume, beside: Beside, start: Start, needs: Needs | None, held_voxels: int
+    ) -> Pair:
+        """Both images on one working grid that fits into the memory; held_voxels: of all that was given."""
         beside = beside.carried(start, fixed.grid)
         with self.phase("prepare", 0.1):
-            pair = self._or_on_cpu(lambda: self._prepare(fixed, beside, start, needs))
+            pair = self._or_on_cpu(lambda: self._prepare(fixed, beside, start, needs, held_voxels))
             self.notes += pair.notes
         return pair
 
-    def _prepare(self, fixed: Volume, beside: Beside, start: Start, needs: Needs | None) -> Pair:
-        device, free = self.device.device, memory_bytes(self.device.device)
-        limit = None if self.settings.memory_limit_gb or free is None else int(MEMORY_SHARE * free)
+    def _prepare(
+        self, fixed: Volume, beside: Beside, start: Start, needs: Needs | None, held_voxels: int
+    ) -> Pair:
+        device, asked = self.device.device, self.settings.memory_limit_gb
+        free = memory_bytes(device)
+        limit = None if free is None else int(MEMORY_SHARE * free)  # the images lie in memory already
+        if asked is not None:
+            limit = max(int(asked * 1e9) - IMAGE_BYTES * held_voxels, 0)
         if needs is None:
             return prepare(
                 fixed, start.moving, beside.masks, beside.guidance, self.settings, start.moving_from_fixed,
                 regions=beside.regions, pathology=beside.pathology, device=device, memory_limit_bytes=limit,
-                memory_of=memory_of(self.settings, fixed.grid.voxel_count), check=start.carried,
+                memory_of=whole_run(self.settings, fixed.grid), check=start.carried,
             )  # fmt: skip
         if start.carried:
             self.notes += check_pair(fixed, start.moving, beside.masks, beside.guidance)
@@ -231,6 +244,13 @@ class _Run:
             network_mm=needs.spacing_mm, refined=needs.refined, network_bytes=needs.memory_bytes,
             pathology=beside.pathology, device=device, memory_limit_bytes=limit,
         )  # fmt: skip
+
+    def plan(self, fixed: Grid, pair: Pair, held_voxels: int) -> RunPlan:
+        """Says what the run will take, before it is taken."""
+        plan = run_plan(self.settings, fixed, held_voxels, pair.grid, pair.memory_bytes)
+        coarser = [note for note in pair.notes if note.startswith(COARSENED)]
+        self.tell(PLAN_PHASE, 0.12, " ".join([*coarser, plan.sentence]))
+        return plan
 
     def deform(self, pair: Pair) -> Motion:
         """A first guess and its refinement."""
@@ -281,6 +301,27 @@ PHASES = {
     "resample": "resampling the moving image",
     "measure": "measuring the result",
 }
+
+
+def given_beside(
+    masks: Masks | None,
+    guidance: Correspondence | None,
+    evaluation: Correspondence | None,
+    regions: Regions | None,
+    pathology: Pathology | None,
+) -> list[Volume | None]:
+    """Everything that lies in memory beside the two images."""
+    found: list[Volume | None] = [] if masks is None else [masks.fixed, masks.moving]
+    for known in (guidance, evaluation):
+        found += [] if known is None else [known.fixed_labels, known.moving_labels]
+    found += [] if pathology is None else [pathology.fixed, pathology.moving]
+    return [*found, None if regions is None else regions.labels]
+
+
+def voxels_of(*volumes: Volume | None) -> int:
+    """Of all volumes together; one that is given twice counts once."""
+    known = {id(volume): volume.grid.voxel_count for volume in volumes if volume is not None}
+    return sum(known.values())
 
 
 def moving_labels_of(*known: Correspondence | None) -> Volume | None:

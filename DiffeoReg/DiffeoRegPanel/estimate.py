@@ -32,9 +32,16 @@ CORES_EXPONENT = 0.5  # two cores are 1.4 times as fast as one
 BASE_MB = 400.0  # interpreter and libraries
 IMAGES_MB_PER_MVOX = 4.0
 WORKING_MB_PER_MVOX = {True: 240.0, False: 122.0}  # with and without dense iterations
+SHOWN_MB_PER_MVOX = 16.0  # of the fixed image: the moved one, and what measures and sends it
+PAIR_MB_PER_MVOX = 24.0  # both images on the working grid while large displacements are searched
 MIND_MB_PER_MVOX = 96.0  # twelve feature channels of both images
 AFFINE_MB_PER_MVOX = 70.0
 FEWEST_VOXELS = 96  # a preset's voxel size shrinks so that the longest axis keeps these
+# The search for large displacements, as methods/discrete.py has it: spacing and reach of its stages, mm, and
+# bytes per point and per displacement that a point may choose.
+SEARCH_STAGES = ((8.0, 40.0), (6.0, 12.0), (4.0, 8.0))
+SEARCH_BYTES = (1500, 9)
+WIDEST_RING_MM = 30.0  # beyond the image a motion falls to zero; as wide as the motion at the border needs
 FIELD_BYTES = 3 * 4  # three float32 components
 
 # A trained network and what follows it: iterations at twice its voxel size, at that size and at the working
@@ -114,13 +121,15 @@ def estimate(
             + INTEGRATE_SECONDS_PER_MVOX[False] * working_mvox
         ) / speed
         memory += need.memory_mb
-        transform_mb = _transform_mb(fixed_shape, storage) * (2 if want_inverse else 1)
+        transform_mb = transform_mb_of(fixed_shape, fixed_spacing, settings, storage) * (
+            2 if want_inverse else 1
+        )
     elif card.deformable:
-        plan = _plan(card, settings, fixed_shape, fixed_spacing)
+        plan = plan_of(card, settings, fixed_shape, fixed_spacing)
         dense = plan.dense > 0
         factor = METAMORPHOSIS_FACTOR if card.appearance_change else 1.0
         seconds += (
-            factor * _refine_seconds(plan, _similarity(settings) == "mind", _dim(fixed_shape))
+            factor * _refine_seconds(plan, _similarity(settings) == "mind", dim_of(fixed_shape))
             + PREPARE_SECONDS_PER_MVOX * (fixed_mvox + moving_mvox)
             + INTEGRATE_SECONDS_PER_MVOX[dense] * plan.mvox
             + (plan.network_seconds or 0.0)
@@ -129,8 +138,14 @@ def estimate(
         if plan.network_seconds is None:
             unknown.append("without the network, which was not measured")
         per_mvox = WORKING_MB_PER_MVOX[dense] + (MIND_MB_PER_MVOX if _similarity(settings) == "mind" else 0)
-        memory += max(per_mvox * plan.mvox, plan.network_mb)
-        transform_mb = _transform_mb(fixed_shape, storage) * (2 if want_inverse else 1)
+        search_mb = large_search_mb(fixed_shape, fixed_spacing) if plan.large else 0.0
+        memory += max(
+            per_mvox * plan.mvox, plan.network_mb, search_mb + PAIR_MB_PER_MVOX * plan.mvox,
+            SHOWN_MB_PER_MVOX * fixed_mvox,
+        )  # fmt: skip
+        transform_mb = transform_mb_of(fixed_shape, fixed_spacing, settings, storage) * (
+            2 if want_inverse else 1
+        )
     else:
         memory += AFFINE_MB_PER_MVOX * min(fixed_mvox, MOST_MEASURED_MVOX)
     if settings.memory_limit_gb:
@@ -138,7 +153,7 @@ def estimate(
     measured = device.partition(":")[0] in ("cpu", "auto")
     if not measured:
         unknown.append("graphics processors were not measured")
-    sentence = _sentence(seconds, memory, transform_mb, cores, unknown)
+    sentence = sentence_of(seconds, memory, transform_mb, cores, unknown)
     return Estimate(seconds if measured else None, seconds, memory, transform_mb, sentence)
 
 
@@ -164,7 +179,7 @@ def _measure_seconds(mvox: float) -> float:
     return MEASURE_SECONDS + MEASURE_SECONDS_PER_MVOX * min(mvox, MOST_MEASURED_MVOX)
 
 
-def _plan(card: Card, settings: Settings, shape: Sequence[int], spacing: Sequence[float]) -> Plan:
+def plan_of(card: Card, settings: Settings, shape: Sequence[int], spacing: Sequence[float]) -> Plan:
     """What the method of a card will do with a fixed image of this shape and voxel size."""
     spacing_mm = working_spacing_mm_of(shape, spacing, settings)
     if card.time_varying:  # the voxel size of the user's own weights is not known: twice the working one
@@ -205,7 +220,7 @@ def _network_plan(
     levels = [max(level, spacing_mm) for level in levels]
     seconds, memory = None, 0.0
     if card.measured is not None:
-        share = mvox / finer ** _dim(shape) * 1e6 / card.measured.voxels
+        share = mvox / finer ** dim_of(shape) * 1e6 / card.measured.voxels
         memory = share * max(card.measured.memory_mb - BASE_MB, 0.0)
         if card.measured.cores:  # on a graphics processor nothing is learned about this one
             seconds = share * card.measured.seconds * card.measured.cores**CORES_EXPONENT
@@ -224,9 +239,10 @@ def _steps_plan(
     counts = velocities.counts_of(settings)
     alone = settings.with_changes(iterations=counts, dense_iterations=0, levels_mm=None)
     plan = _network_plan(card, network, alone, shape, spacing, wanted_mm)
-    seconds = velocities.search_seconds(card, settings, max(network), plan.spacing_mm, plan.mvox, _dim(shape))
-    voxels = plan.mvox * 1e6 * (plan.spacing_mm / max(network)) ** _dim(shape)
-    searched_mb = velocities.search_mb(card, settings, max(network), voxels, _dim(shape))
+    dim = dim_of(shape)
+    seconds = velocities.search_seconds(card, settings, max(network), plan.spacing_mm, plan.mvox, dim)
+    voxels = plan.mvox * 1e6 * (plan.spacing_mm / max(network)) ** dim
+    searched_mb = velocities.search_mb(card, settings, max(network), voxels, dim)
     memory_mb = max(plan.network_mb, searched_mb)
     return replace(plan, counts=(), search_seconds=seconds, network_mb=memory_mb)
 
@@ -269,23 +285,56 @@ def _real(shape: Sequence[int], spacing: Sequence[float]) -> list[float]:
     return found or [1.0]
 
 
-def _dim(shape: Sequence[int]) -> int:
+def dim_of(shape: Sequence[int]) -> int:
     return max(1, sum(n > 1 for n in shape))
 
 
-def _transform_mb(shape: Sequence[int], storage: str) -> float:
-    """One transform node's field on the fixed image's grid, MB of memory."""
+def transform_mb_of(
+    shape: Sequence[int], spacing: Sequence[float], settings: Settings, storage: str
+) -> float:
+    """One transform node's field on the fixed image's grid and the widest ring around it, MB of memory."""
     step = 2 if storage == "half" else 1
-    return FIELD_BYTES * math.prod(-(-n // step) for n in shape) / 1e6
+    ring_mm = WIDEST_RING_MM if settings.taper_mm is None else settings.taper_mm
+    return (
+        FIELD_BYTES
+        * math.prod(_nodes(n, s * step, step, ring_mm) for n, s in zip(shape, spacing, strict=True))
+        / 1e6
+    )
 
 
-def _sentence(seconds: float, memory: float, transform_mb: float, cores: int, unknown: Sequence[str]) -> str:
-    """unknown: what the time says nothing about."""
+def large_search_mb(shape: Sequence[int], spacing: Sequence[float]) -> float:
+    """What the search for large displacements takes over this field of view."""
+    found = 0.0
+    for grid_mm, reach_mm in SEARCH_STAGES:
+        points, choices = 1, 1
+        for extent in (n * s for n, s in zip(shape, spacing, strict=True) if n > 1):
+            count = max(2, round(extent / grid_mm))
+            points *= count
+            choices *= 2 * min(max(1, math.ceil(reach_mm * count / extent - 0.25)), count - 1) + 1
+        found = max(found, points * (SEARCH_BYTES[0] + SEARCH_BYTES[1] * choices) / 1e6)
+    return found
+
+
+def _nodes(voxels: int, step_mm: float, step: int, ring_mm: float) -> int:
+    """Along one axis; of a single slice there is no ring."""
+    return -(-voxels // step) + (2 * math.ceil(ring_mm / step_mm) + 2 if voxels > 1 else 0)
+
+
+def sentence_of(
+    seconds: float,
+    memory: float,
+    scene_mb: float,
+    cores: int,
+    unknown: Sequence[str],
+    what: str = "transforms",
+) -> str:
+    """unknown: what the time says nothing about.  scene_mb: of what the run leaves in the scene."""
     on = f"{cores} CPU core" + ("" if cores == 1 else "s")
     time = f"About {_duration(seconds)} on {on}"
     if unknown:
         time += f" ({'; '.join(unknown)})"
-    field = f" and {_size(transform_mb)} for the transforms in the scene" if transform_mb else ""
+    most = "at most " if scene_mb >= 1 else ""
+    field = f" and {most}{_size(scene_mb)} for the {what} in the scene" if scene_mb else ""
     return f"{time}; {_size(memory)} of memory{field} (estimates)."
 
 

@@ -37,15 +37,18 @@ from DiffeoRegLib.errors import (
     UnknownNameError,
 )
 from DiffeoRegLib.geodesic_files import require_safetensors, saved_geodesics
+from DiffeoRegLib.main_memory import main_memory_bytes
 from DiffeoRegLib.methods.base import Progress
-from DiffeoRegLib.outputs import check_output_folder, size_before_run_mb, write_results
+from DiffeoRegLib.methods.memory import require_memory
+from DiffeoRegLib.outputs import check_output_folder, write_results
 from DiffeoRegLib.report.text import summary
-from DiffeoRegLib.settings import INTERPOLATIONS, PRESETS
+from DiffeoRegLib.settings import INTERPOLATIONS, PRESETS, Settings
 from DiffeoRegLib.space.sample import Mode
 from DiffeoRegLib.space.transform import Transform
 from DiffeoRegLib.velocity_files import saved_velocities
 from DiffeoRegLib.volumes.files import read_points, read_volume, write_points, write_volume
 from DiffeoRegLib.volumes.resample import warp_labels, warp_volume
+from DiffeoRegLib.volumes.sizes import voxels_in
 from DiffeoRegLib.volumes.transform_files import read_transform
 from DiffeoRegLib.volumes.volume import Volume
 
@@ -66,17 +69,22 @@ def register(arguments: argparse.Namespace, console: Console) -> None:
     set_threads(settings.threads)
     started = time.perf_counter()
     console.progress("reading", 0.0, "reading the images")
+    _require_memory(arguments, settings)
     fixed, moving = read_volume(arguments.fixed), read_volume(arguments.moving)
     masks, segmentation = read_masks(arguments), read_segmentation(arguments, moving)
     guidance, evaluation = guidance_and_evaluation(arguments, fixed.grid, moving.grid)
     regions, pathology = read_regions(arguments), read_pathology(arguments)
     initial = read_transform(initial_file) if initial_file else None
-    console.log(f"The transforms will take at most {size_before_run_mb(fixed.grid):.0f} MB on disk.")
     reading_seconds = time.perf_counter() - started
+    planned = list[str]()
 
     def progress(step: Progress) -> None:
         fraction = READING_ENDS + (WRITING_STARTS - READING_ENDS) * step.fraction
-        console.progress(step.phase, fraction, step.message)
+        if step.phase == pipeline.PLAN_PHASE:
+            planned.append(step.message)
+            console.log(step.message)
+        else:
+            console.progress(step.phase, fraction, step.message)
 
     result = pipeline.register(
         fixed, moving, settings,
@@ -92,7 +100,8 @@ def register(arguments: argparse.Namespace, console: Console) -> None:
         if velocities is None:
             result.report["notes"] = [*result.report.get("notes", []), NOT_KEPT.format("velocities are")]
     for note in result.report.get("notes", []):
-        console.log(note)
+        if not any(note in said for said in planned):
+            console.log(note)
     console.progress("writing", WRITING_STARTS, "writing the results")
     result.report["seconds"] = {"reading": reading_seconds, **result.report.get("seconds", {})}
     moved_labels = None
@@ -108,6 +117,17 @@ def register(arguments: argparse.Namespace, console: Console) -> None:
     names = ", ".join(path.name for path in written.files.values())
     text = f"{summary(written.report)}\n\nWritten to {folder}: {names}"
     console.result(text, {"command": "register", "files": files, "report": written.report})
+
+
+def _require_memory(arguments: argparse.Namespace, settings: Settings) -> None:
+    """Refuses a pair that is too large before it is read; raises MemoryLimitError."""
+    voxels = voxels_in(arguments.fixed), voxels_in(arguments.moving)
+    free, asked = main_memory_bytes(), settings.memory_limit_gb
+    limit = None if free is None else int(pipeline.MEMORY_SHARE * free)
+    if asked is not None:
+        limit = int(asked * 1e9)
+    if voxels[0] is not None and voxels[1] is not None:
+        require_memory(voxels[0], voxels[1], limit)
 
 
 def apply(arguments: argparse.Namespace, console: Console) -> None:

@@ -15,7 +15,7 @@ from DiffeoRegLib.space.grid import Grid
 from DiffeoRegLib.volumes.pair import Pair
 from DiffeoRegLib.volumes.volume import Volume
 
-__all__ = ["Method", "Motion", "Needs", "NetworkMethod", "Pair", "Progress", "Report"]
+__all__ = ["PLAN_PHASE", "Method", "Motion", "Needs", "NetworkMethod", "Pair", "Progress", "Report"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Progress:
     message: str
 
 
+PLAN_PHASE = "plan"
+"""Phase of the progress whose message says what the run will take; it comes before the search."""
 Report = Callable[[Progress], None]
 """Receives Progress; raises errors.Cancelled to stop the run."""
 

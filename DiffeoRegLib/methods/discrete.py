@@ -39,6 +39,8 @@ CITATION = (
     "accurate optimisation and little learning for Learn2Reg 2021."
 )
 SEARCH_RADIUS_MM = 40.0
+BYTES_PER_POINT, BYTES_PER_CHOICE = 1500, 9
+"""Peak memory per control point, and per displacement it may choose; measured on cubes of 200 to 300 mm."""
 HALF_PRECISION_ABOVE = 50_000_000
 """Cost volumes with more entries than this are kept in float16."""
 
@@ -81,6 +83,16 @@ def default_stages(search_radius_mm: float = SEARCH_RADIUS_MM) -> tuple[Stage, .
     return (Stage(8.0, search_radius_mm), Stage(6.0, 12.0), Stage(4.0, 8.0))
 
 
+def search_bytes(grid: Grid, settings: Settings) -> int:
+    """Peak memory of `discrete_start` over the field of view of a working grid, bytes, without the pair."""
+    found = 0
+    for stage in default_stages(_radius_mm(settings)):
+        points = search_grid(grid, stage.grid_mm)
+        choices = math.prod(2 * steps + 1 for steps in _radius(stage, points))
+        found = max(found, points.voxel_count * (BYTES_PER_POINT + BYTES_PER_CHOICE * choices))
+    return found
+
+
 def discrete_start(pair: Pair, settings: Settings, report: Report) -> Motion:
     """A stationary velocity that brings moving near fixed, however far it has to go; never folded.
 
@@ -88,10 +100,14 @@ def discrete_start(pair: Pair, settings: Settings, report: Report) -> Motion:
     Returns velocity (1, d, *coarse) on a grid of about 4 mm that covers pair.grid.
     Raises SettingsError for a wrong radius, InputError for an empty mask, and what `report` raises.
     """
+    return search(pair, default_stages(_radius_mm(settings)), report).motion
+
+
+def _radius_mm(settings: Settings) -> float:
     radius_mm = settings.extras.get("search_radius_mm", SEARCH_RADIUS_MM)
     if not isinstance(radius_mm, int | float) or not radius_mm > 0:
         raise SettingsError(f"search_radius_mm must be a number of millimetres above 0, not {radius_mm!r}.")
-    return search(pair, default_stages(float(radius_mm)), report).motion
+    return float(radius_mm)
 
 
 @torch.no_grad()
@@ -136,10 +152,7 @@ def search_grid(grid: Grid, target_mm: float) -> Grid:
 
 def _stage(pair: Pair, stage: Stage, velocity: Tensor, grid: Grid) -> Logarithm:
     """Search around the flow of `velocity` and fit a velocity to the whole."""
-    radius = [
-        min(max(1, math.ceil(stage.radius_mm / s - 0.25)), n - 1)
-        for s, n in zip(grid.spacing, grid.shape, strict=True)
-    ]
+    radius = _radius(stage, grid)
     fixed, fixed_mask = _features(pair.fixed, pair.fixed_mask, pair.grid, -0.5 * velocity, grid)
     moving, moving_mask = _features(pair.moving, pair.moving_mask, pair.grid, 0.5 * velocity, grid)
     sides = ((fixed, moving, fixed_mask, moving_mask), (moving, fixed, moving_mask, fixed_mask))
@@ -151,6 +164,14 @@ def _stage(pair: Pair, stage: Stage, velocity: Tensor, grid: Grid) -> Logarithm:
         compose(back, compose(backward, back)),
         velocity + 0.5 * (forward - backward),
     )
+
+
+def _radius(stage: Stage, grid: Grid) -> list[int]:
+    """How far a stage looks, in steps of its grid."""
+    return [
+        min(max(1, math.ceil(stage.radius_mm / s - 0.25)), n - 1)
+        for s, n in zip(grid.spacing, grid.shape, strict=True)
+    ]
 
 
 def _features(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,10 @@ from DiffeoRegLib.volumes.regions import Regions
 from DiffeoRegLib.volumes.resample import warp_labels, warp_volume
 from DiffeoRegLib.volumes.volume import Volume
 
+SEARCHES = ("auto", "rigid", "affine")
+SAME_SHARE = 1e-4
+"""Of the intensity range: reading between voxels rounds by less."""
+FEW = 8
 BACKWARD = "The alignment was computed from the moving to the fixed image; the lines above say that one."
 
 
@@ -113,8 +118,30 @@ def _aligned(
     notes: list[str],
 ) -> Matrix:
     """The linear alignment asked for: by a trained network, or in one of the other ways."""
+    if given is None and settings.init in SEARCHES and lie_alike(fixed, moving):
+        notes.append("Initial alignment: none, the images already show the same everywhere.")
+        return np.eye(4)
     find = network_alignment if asked_for(settings) else initial_alignment
     return find(fixed, moving, settings, masks, given, notes=notes)
+
+
+def lie_alike(fixed: Volume, moving: Volume) -> bool:
+    """True if both images show the same at every voxel of the fixed one, in whatever order they are stored.
+
+    A search would find no better place, and stop a fraction of a voxel beside this one.
+    """
+    if fixed.grid.dim != moving.grid.dim:
+        return False
+    least = SAME_SHARE * float(fixed.data.max() - fixed.data.min())
+    for stride in (FEW, 1):  # other images differ at the first few voxels already
+        strides = [min(stride, n) for n in fixed.grid.shape]
+        step = np.diag([*strides, *[1.0] * (4 - fixed.grid.dim)])
+        here = fixed.data[tuple(slice(None, None, s) for s in strides)]
+        grid = Grid(tuple(here.shape), fixed.grid.world_from_voxel @ step)
+        there = warp_volume(moving, AffineTransform(np.eye(4)), grid, fill=background_of(moving)).data
+        if not bool((here - there).abs().max() <= least):  # also where one of them is no number
+            return False
+    return True
 
 
 def _sources(settings: Settings, given: Matrix | None) -> tuple[str, ...]:
@@ -185,5 +212,9 @@ def carried_along(
 
 def background_of(moving: Volume) -> float:
     """What resampling puts where the moving image has no data: its smallest finite value."""
-    finite = moving.data[torch.isfinite(moving.data)]
-    return float(finite.min()) if finite.numel() else 0.0
+    data = moving.data
+    low = float(data.min()) if data.numel() else math.nan
+    if not math.isfinite(low):  # picking the finite voxels out would take seven times the memory of the image
+        good = torch.isfinite(data)
+        low = float(torch.where(good, data, math.inf).min()) if bool(good.any()) else 0.0
+    return low

@@ -148,6 +148,7 @@ def prepare_halfway(
     pair = read_pair(
         fixed, moving, grid, *ways, masks, guidance, settings, pathology=pathology, device=device, notes=notes
     )
+    pair = replace(pair, memory_bytes=needed(factor))
     if pathology is None:
         return pair
     return replace(pair, pathology=place_pathology(pathology, grid, *ways, device))

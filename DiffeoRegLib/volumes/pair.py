@@ -54,6 +54,7 @@ class Pair:
     regions: where the moving image is how stiff, or None.
     pathology: where an image shows what the other one has nothing for, or None.
     moving_window: the intensities of the moving image that became 0 and 1.
+    memory_bytes: what the search is expected to take on this grid, without the images as they were given.
     notes: sentences for the report on what preparation did.
     """
 
@@ -72,6 +73,7 @@ class Pair:
     regions: PlacedRegions | None = None
     pathology: PlacedPathology | None = None
     moving_window: tuple[float, float] = (0.0, 1.0)
+    memory_bytes: int = 0
 
     def to(self, device: torch.device | str) -> Pair:
         """The pair with all its tensors on another device."""

@@ -87,6 +87,7 @@ def prepare(
         pair,
         regions=None if regions is None else place_regions(regions, grid, matrix, device),
         pathology=None if pathology is None else place_pathology(pathology, grid, np.eye(4), matrix, device),
+        memory_bytes=estimate_memory_bytes(grid, settings) if memory_of is None else memory_of(grid),
     )
 
 

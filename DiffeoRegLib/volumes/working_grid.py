@@ -27,6 +27,8 @@ COARSEST_VOXELS = 24
 BYTES_PER_VOXEL_3D = 340
 BYTES_PER_VOXEL_2D = 250
 """Peak bytes per working voxel of the instance optimisation, fields and window sums together."""
+COARSENED = "The working grid was coarsened"
+"""How a sentence begins that says so."""
 BASE_BYTES = 400_000_000
 """The process itself: interpreter and libraries."""
 
@@ -160,6 +162,6 @@ def fit_to_memory(
         coarser = _even(_at_spacing(grid, target))
     spacing = " x ".join(f"{s:.3g}" for s in reversed(coarser.spacing))
     return coarser, [
-        f"The working grid was coarsened to {spacing} mm: at full size the run needs about "
+        f"{COARSENED} to {spacing} mm: at full size the run needs about "
         f"{needed / 1e9:.2g} GB and {limit_bytes / 1e9:.2g} GB may be used."
     ]

@@ -121,8 +121,8 @@ def test_progress_rises_through_all_phases(quick):
     assert fractions == sorted(fractions)
     assert (fractions[0], fractions[-1]) == (0.0, 1.0)
     phases = list(dict.fromkeys(step.phase for step in told))
-    assert phases == ["align", "prepare", "predict", "refine", "optimise", "integrate", "resample", "measure",
-                      "done"]  # fmt: skip
+    assert phases == ["align", "prepare", "plan", "predict", "refine", "optimise", "integrate", "resample",
+                      "measure", "done"]  # fmt: skip
     assert all(step.message for step in told)
     assert sum(step.phase == "optimise" for step in told) == 6
 
