@@ -13,10 +13,7 @@ from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModuleWidget,
 )
 
-# Installed, both packages lie beside this file; in a checkout the engine is one folder up.
-for _folder in (Path(__file__).parent, Path(__file__).parents[1]):
-    if (_folder / "DiffeoRegLib").is_dir() and str(_folder) not in sys.path:
-        sys.path.append(str(_folder))
+PAGES = "https://github.com/DiffeoReg/SlicerDiffeoReg/blob/main/Resources/docs"
 
 
 class DiffeoReg(ScriptedLoadableModule):
@@ -31,14 +28,25 @@ class DiffeoReg(ScriptedLoadableModule):
         self.parent.helpText = _(
             "Brings a moving volume onto a fixed one by a smooth transform that can be inverted, and reports "
             "how well it fits. Choose the volumes and a model, press Apply. "
-            'See the <a href="https://github.com/DiffeoReg/SlicerDiffeoReg">documentation</a>. '
+            'See the <a href="{pages}/tutorial.md">tutorial</a>, which model to '
+            '<a href="{pages}/choose-a-model.md">choose</a>, '
+            '<a href="{pages}/troubleshooting.md">troubleshooting</a> and '
+            '<a href="{pages}/README.md">all pages</a>. '
             "Research software, not a medical device."
-        )
+        ).format(pages=PAGES)
         self.parent.acknowledgementText = _(
             "DiffeoReg implements published methods; the report of every run names those it used. "
-            "Please cite them."
-        )
+            'Please <a href="{pages}/methods.md#papers">cite</a> them.'
+        ).format(pages=PAGES)
+        _find_engine()
         slicer.app.connect("startupCompleted()", _register_samples)
+
+
+def _find_engine():
+    """Installed, both packages lie beside this file; in a checkout the engine is one folder up."""
+    for folder in (Path(__file__).parent, Path(__file__).parents[1]):
+        if (folder / "DiffeoRegLib").is_dir() and str(folder) not in sys.path:
+            sys.path.append(str(folder))
 
 
 def _register_samples():
@@ -125,8 +133,10 @@ class DiffeoRegLogic(ScriptedLoadableModuleLogic):
     def startGroup(self, request):
         """Begin the registration of a group and return at once; see DiffeoRegPanel.group."""
         from DiffeoRegPanel.group import GroupRegistration
+        from DiffeoRegPanel.machine import Machine
+        from DiffeoRegPanel.weights import with_weights
 
-        return GroupRegistration(request, self.runner)
+        return GroupRegistration(with_weights(request, Machine), self.runner)
 
     def acceptLicence(self, licence):
         """Remember on this computer that you have read and accept a licence of weights, by its name."""
@@ -238,9 +248,13 @@ class DiffeoRegLogic(ScriptedLoadableModuleLogic):
         preset="general",
         effort="balanced",
         *,
+        method="svf",
+        masks=None,
+        excludeMasks=False,
         markedFrame=0,
         segmentations=None,
         markups=None,
+        leaveOut=False,
         wantMean=True,
         wantUncertainty=True,
         storage="half",
@@ -251,8 +265,12 @@ class DiffeoRegLogic(ScriptedLoadableModuleLogic):
         """Register the frames of a sequence, or several volumes, to one of them or to the middle of all.
 
         images: a sequence node, its browser, or a list of volume nodes.  toFrame: the one that stays, from 0;
-        None = the middle of all.  segmentations, markups: a node or several that lie on frame `markedFrame`,
-        carried to all frames.  settings: further fields of DiffeoRegLib.settings.Settings, by name.
+        None = the middle of all.  method: svf, or one of groups with trained weights, whose file
+        settings={"weights": file} names.  masks: where images count; a segmentation, a label map or (node,
+        segment name) for all, a sequence of these, or a list with one (or None) for each.
+        segmentations, markups: a node or several that lie on frame `markedFrame`, carried to all frames.
+        leaveOut: go on without an image that has no use.
+        settings: further fields of DiffeoRegLib.settings.Settings, by name.
         waitForCompletion, progressCallback: as for `register`.
         Returns a DiffeoRegPanel.group.GroupResult.
         Raises InputError and its relatives with one sentence on what to do.
@@ -263,12 +281,14 @@ class DiffeoRegLogic(ScriptedLoadableModuleLogic):
         registration = self.startGroup(
             GroupRequest(
                 images=images,
-                settings=console.settings_of("svf", preset, effort, "auto", settings),
+                settings=console.settings_of(method, preset, effort, "auto", settings),
                 fixed=toFrame,
+                masks=console.masks_from(masks, excludeMasks),
                 carried=console.several(segmentations) + console.several(markups),
                 marked=markedFrame,
                 want_mean=wantMean,
                 want_uncertainty=wantUncertainty,
+                leave_out=leaveOut,
                 storage=storage,
             )
         )

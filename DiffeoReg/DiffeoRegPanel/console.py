@@ -61,6 +61,16 @@ def classes_of(given: Any) -> Region | None:
     return replace(region, classes=tuple(str(int(name)) for name in names))
 
 
+def masks_from(given: Any, exclude: bool = False) -> Any:
+    """The masks of a group: a node or (node, segment) for all images, a list with one, or None, for each.
+
+    Raises InputError as `region_of`.
+    """
+    if isinstance(given, list):
+        return tuple(region_of(one, exclude=exclude) for one in given)
+    return region_of(given, exclude=exclude)
+
+
 def _marks(given: Mapping[str, Any]) -> Marks:
     edge = given["pathologyEdge"]
     marks = Marks(classes_of(given["fixedPathology"]), classes_of(given["movingPathology"]))

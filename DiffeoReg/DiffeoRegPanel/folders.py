@@ -15,7 +15,7 @@ from DiffeoRegLib.errors import OutputError
 PREFIX = "diffeoreg-"
 NAME = re.compile(PREFIX + r"[a-z0-9_]{8}")
 MARK = ".exchange"
-"""A file that tells a folder of ours from one a person has named alike."""
+"""A file that tells a folder of ours from one a person has named alike; in it the number of our process."""
 OLD_SECONDS = 24 * 3600.0
 
 
@@ -27,7 +27,7 @@ def new_folder(parent: Path | None = None) -> Path:
     folder = None
     try:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-        (folder / MARK).touch()
+        (folder / MARK).write_text(str(os.getpid()), encoding="ascii")
     except OSError as error:
         if folder is not None:
             remove(folder)
@@ -52,7 +52,8 @@ def sweep(parent: Path | None = None) -> None:
     """Remove what crashed sessions of this user have left behind more than a day ago."""
     for folder in Path(parent or tempfile.gettempdir()).glob(PREFIX + "*"):
         with contextlib.suppress(OSError):  # another session may be sweeping at the same time
-            if NAME.fullmatch(folder.name) and (folder / MARK).is_file() and _ours_and_old(folder):
+            marked = NAME.fullmatch(folder.name) and (folder / MARK).is_file()
+            if marked and _ours_and_old(folder) and not _in_use(folder):
                 remove(folder)
 
 
@@ -60,3 +61,17 @@ def _ours_and_old(folder: Path) -> bool:
     facts = folder.lstat()
     mine = not hasattr(os, "getuid") or facts.st_uid == os.getuid()
     return mine and not folder.is_symlink() and time.time() - facts.st_mtime > OLD_SECONDS
+
+
+def _in_use(folder: Path) -> bool:
+    """Whether the session that made a folder still runs: its clock may have been set since."""
+    owner = (folder / MARK).read_text(encoding="ascii", errors="replace")
+    if os.name != "posix" or not owner.isdigit():  # elsewhere a process cannot be asked without ending it
+        return False
+    try:
+        os.kill(int(owner), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True

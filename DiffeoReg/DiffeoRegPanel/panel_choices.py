@@ -21,6 +21,12 @@ def methods() -> Choices:
     return [(name, card.title.partition(" (")[0]) for name, card in offered.items()]
 
 
+def group_methods() -> Choices:
+    """The methods that register a group: one search, and the trained ones there are."""
+    offered = {name: card for name, card in CARDS.items() if card.needs_group and not card.own_weights}
+    return [("svf", _("Search (SVF)")), *((name, card.title) for name, card in offered.items())]
+
+
 def alignments() -> Choices:
     """The trained networks that find an initial alignment, with weights that come with DiffeoReg."""
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import slicer
@@ -9,15 +10,19 @@ from slicer.i18n import tr as _
 
 from DiffeoRegLib.errors import DiffeoRegError
 from DiffeoRegLib.settings import Settings
-from DiffeoRegPanel.estimate_group import memory_mb
-from DiffeoRegPanel.group import GroupRequest, GroupResult, check_group
-from DiffeoRegPanel.panel_choices import CheckedNodes, ChoiceBox
-from DiffeoRegPanel.panel_model import megabytes
+from DiffeoRegPanel.estimate_group import estimate_group
+from DiffeoRegPanel.group import GroupRequest, GroupResult, check_group, group_nodes_of
+from DiffeoRegPanel.panel_choices import CheckedNodes, ChoiceBox, group_methods
+from DiffeoRegPanel.panel_numbers import kept_group_numbers
+from DiffeoRegPanel.panel_regions import RegionSelector
+from DiffeoRegPanel.parameters import region_from, settings_from
 
 CHOICES = {
     "modeCombo": ("mode", [("pair", _("A pair of volumes")), ("group", _("A group or a sequence"))]),
     "groupTargetCombo": ("group.target", [("middle", _("The middle of all")), ("frame", _("One frame"))]),
 }  # fmt: skip
+NOT_OF_GROUPS = ("guidanceWeightSpin",)
+"""Hidden besides what the method does not use."""
 CHECKED = {
     "groupVolumes": (("vtkMRMLScalarVolumeNode", "groupVolumes"),),
     "groupCarry": (
@@ -26,22 +31,26 @@ CHECKED = {
     ),
 }  # fmt: skip
 OF_GROUPS = (
-    "groupSeries", "groupVolumes", "groupTargetCombo", "groupFrameSpin", "groupCarry", "groupMarkedSpin",
-    "groupUncertainty", "groupPlayButton",
+    "groupSeries", "groupVolumes", "groupTargetCombo", "groupFrameSpin", "groupMask", "groupCarry",
+    "groupMarkedSpin", "groupUncertainty", "groupLeaveOut", "groupMethodCombo", "groupPlayButton",
 )  # fmt: skip
 OF_PAIRS = (
     "fixedSelector", "movingSelector", "initialSelector", "methodCombo", "methodUse", "masksSection",
-    "outputsSection",
+    "outputsSection", "paddingSpin",
 )  # fmt: skip
 
 
 class GroupSection:
     """The choice between a pair and a group, and what a group needs instead of a pair."""
 
-    def __init__(self, ui: Any, services: Any) -> None:
-        self._ui, self._services = ui, services
+    def __init__(self, ui: Any, services: Any, device: Callable[[], str]) -> None:
+        """device: what the run will compute on, as far as it is known."""
+        self._ui, self._services, self._device = ui, services, device
         self._parameters: Any = None
-        self._parts: list[Any] = [ChoiceBox(getattr(ui, name), *what) for name, what in CHOICES.items()]
+        choices = CHOICES | {"groupMethodCombo": ("group.method", group_methods())}
+        self._parts: list[Any] = [ChoiceBox(getattr(ui, name), *what) for name, what in choices.items()]
+        self._mask = RegionSelector(ui, "groupMask", "group.mask")
+        self._parts.append(self._mask)
         self._parts += [CheckedNodes(getattr(ui, name), lists) for name, lists in CHECKED.items()]
         ui.groupPlayButton.connect("toggled(bool)", self._play)
 
@@ -66,31 +75,29 @@ class GroupSection:
                 _show(self._ui, name, wanted)
         if not group:
             return
-        self._ui.flowSection.setVisible(False)
+        for name in NOT_OF_GROUPS:
+            _show(self._ui, name, False)
+        _show(self._ui, "groupMethodCombo", self._ui.groupMethodCombo.count > 1)
+        _show(self._ui, "methodUse", p.group.method != "svf")
         _show(self._ui, "groupVolumes", p.group.series is None)
         _show(self._ui, "groupFrameSpin", p.group.target == "frame")
         _show(self._ui, "groupMarkedSpin", bool(self._carried()))
-        _show(self._ui, "groupPlayButton", p.group.browser is not None)
+        _show(self._ui, "groupPlayButton", bool(group_nodes_of(p.group.browser)))
         self._ui.estimateText.setText(self._estimate())
 
     def request(self) -> GroupRequest:
         """What Apply asks for; raises SettingsError and UnknownNameError for settings that cannot be used."""
-        p, machine = self._parameters, self._services.machine
-        advanced = p.advanced
-        settings = Settings(
-            method="svf", preset=p.model.preset, effort=p.model.effort, init=advanced.init,
-            similarity=advanced.similarity or None, working_spacing_mm=advanced.workingSpacing or None,
-            interpolation=advanced.interpolation, memory_limit_gb=advanced.memoryLimit or None,
-            device=machine.device, threads=machine.threads,
-        )  # fmt: skip
+        p = self._parameters
         volumes = tuple(node for node in p.groupVolumes if node is not None)
         return GroupRequest(
             images=p.group.series if p.group.series is not None else volumes or None,
-            settings=settings,
+            settings=self._settings(),
             fixed=p.group.frame if p.group.target == "frame" else None,
+            masks=region_from(p.group.mask),
             carried=self._carried(),
             marked=p.group.marked if self._carried() else 0,
             want_uncertainty=p.group.wantUncertainty,
+            leave_out=p.group.leaveOut,
         )
 
     def problem(self) -> str:
@@ -99,11 +106,13 @@ class GroupSection:
             check_group(self.request())
         except DiffeoRegError as error:
             return str(error)
-        return ""
+        return self._mask.problem()
 
     def show(self, result: GroupResult) -> None:
-        """The aligned frames in the slice views, ready to be played."""
-        self._parameters.group.browser = result.browser
+        """The aligned frames in the slice views, ready to be played, and the numbers."""
+        with slicer.util.NodeModify(self._parameters):
+            self._parameters.group.browser = result.browser
+            self._parameters.group.report = kept_group_numbers(result.report, result.selfCheck.sentence)
         slicer.util.setSliceViewerLayers(background=result.browser.GetProxyNode(result.aligned), fit=True)
         self.update()
 
@@ -117,6 +126,15 @@ class GroupSection:
         if browser is not None:
             browser.SetPlaybackActive(on)
 
+    def _settings(self) -> Settings:
+        """What of the panel's settings a group uses."""
+        p, machine = self._parameters, self._services.machine
+        settings = settings_from(p, method=p.group.method, device=machine.device, threads=machine.threads)
+        usual = Settings()
+        return settings.with_changes(
+            **{name: getattr(usual, name) for name in ("padding_mm", "guidance_weight")}
+        )
+
     def _carried(self) -> tuple[Any, ...]:
         p = self._parameters
         nodes = (*p.groupSegmentations, *p.groupLabelMaps, *p.groupMarkups)
@@ -128,12 +146,11 @@ class GroupSection:
             images = check_group(request).images
         except DiffeoRegError:
             return _("Shown when the images are chosen.")  # `problem` says what is wrong
-        largest = max(images, key=lambda image: image.array.size)
-        spacing = [float(sum(x * x for x in axis) ** 0.5) for axis in largest.world_from_voxel[:3, :3].T]
-        needed = memory_mb(request.settings, len(images), largest.array.shape, spacing)
-        return _("{count} images; about {size} of memory (estimate).").format(
-            count=len(images), size=megabytes(needed)
-        )
+        found = estimate_group(
+            request.settings, images, fixed=request.fixed, want_uncertainty=request.want_uncertainty,
+            storage=request.storage, device=self._device(),
+        )  # fmt: skip
+        return found.sentence
 
 
 def _show(ui: Any, name: str, wanted: bool) -> None:

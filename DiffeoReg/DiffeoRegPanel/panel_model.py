@@ -62,7 +62,8 @@ class ModelSection:
         """The chosen method's card; None when this version does not have the method."""
         if self._parameters is None:
             return None
-        return CARDS.get("svf" if self._parameters.mode == "group" else self._parameters.model.method)
+        p = self._parameters
+        return CARDS.get(p.group.method if p.mode == "group" else p.model.method)
 
     @property
     def aligner(self) -> Card | None:
@@ -150,15 +151,16 @@ class ModelSection:
             self._ui.storageSize.setVisible(False)
             return
         found = self._services.estimate(
-            card, settings, fixed, self._parameters.fixed.GetSpacing(), moving, self._device(),
+            card, settings, fixed, self._parameters.fixed.GetSpacing(), moving, self.device,
             has_initial=self._parameters.initial is not None, storage=self._parameters.outputs.storage,
             want_inverse=self._parameters.outputs.wantInverse,
         )  # fmt: skip
         self._ui.estimateText.setText(found.sentence)
         size = megabytes(found.transform_mb)
-        self._ui.storageSize.setText(_("Transforms: {size}.").format(size=size))
+        self._ui.storageSize.setText(_("Transforms: at most {size}.").format(size=size))
 
-    def _device(self) -> str:
+    @property
+    def device(self) -> str:
         """What the run will compute on, as far as it is known before the worker has been asked."""
         chosen = str(self._services.machine.device)
         return (self._kind if chosen == "auto" else chosen).partition(":")[0]

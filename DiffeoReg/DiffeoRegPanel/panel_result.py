@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import qt
-from slicer.i18n import tr as _
 
 from DiffeoRegPanel.display import Flicker, Views
+from DiffeoRegPanel.group import group_nodes_of
+from DiffeoRegPanel.panel_numbers import sentences
 from DiffeoRegPanel.panel_run import POLL_MS, Status
 
+PAIR_VIEWS = ("blendButton", "checkerboardButton", "flickerButton", "jacobianButton")
 LESION_VIEWS = {"changeButton": "change", "metamorphicButton": "metamorphic", "healthyButton": "healthy"}
 """Buttons that are there for a result with a change of appearance -> the parameter with the volume."""
-VIEWS = ("blendButton", "checkerboardButton", "flickerButton", "jacobianButton", *LESION_VIEWS)
+GROUP_VIEWS = {"uncertaintyButton": "uncertainty", "meanButton": "mean"}
+"""Buttons for the result of a group -> what they show over the aligned frame."""
+VIEWS = (*PAIR_VIEWS, *LESION_VIEWS, *GROUP_VIEWS)
 ROWS = (
     "resultFolds", "resultInverse", "resultSimilarity", "resultDice", "resultLandmarks", "resultCheck",
-    "resultPathology",
+    "resultPathology", "resultUncertainty",
 )  # fmt: skip
 
 
@@ -57,7 +61,13 @@ class ResultSection:
             getattr(self._ui, name).setText(sentence)
             for widget in (getattr(self._ui, name), getattr(self._ui, f"{name}Label")):
                 widget.setVisible(bool(sentence))
-        pair = p.resultFixed is not None and p.resultMoving is not None
+        group = p.mode == "group"
+        nodes = group_nodes_of(p.group.browser) if group else {}
+        for button, name in GROUP_VIEWS.items():
+            getattr(self._ui, button).setVisible(nodes.get(name) is not None)
+        for button in (*PAIR_VIEWS, "gridButton"):
+            getattr(self._ui, button).setVisible(not group)
+        pair = not group and p.resultFixed is not None and p.resultMoving is not None
         self._ui.blendButton.setEnabled(pair)
         self._ui.flickerButton.setEnabled(pair)
         on_fixed = pair and p.resultMoving is not p.resultSource
@@ -68,7 +78,7 @@ class ResultSection:
             getattr(self._ui, button).setVisible(pair and p.getValue(name) is not None)
         self._ui.pathSlider.setEnabled(self._path_allowed and p.velocity is not None)
         for widget in (self._ui.pathSlider, self._ui.pathSliderLabel):
-            widget.setVisible(p.velocity is not None)
+            widget.setVisible(not group and p.velocity is not None)
 
     def show(self, name: str) -> None:
         """Press one of the view buttons."""
@@ -131,10 +141,10 @@ class ResultSection:
         self._ui.gridButton.setChecked(False)
 
     def _report(self) -> dict[str, Any]:
-        if self._parameters is None or not self._parameters.report:
-            return {}
+        p = self._parameters
+        text = "" if p is None else p.group.report if p.mode == "group" else p.report
         try:
-            report = json.loads(self._parameters.report)
+            report = json.loads(text or "{}")
         except ValueError:
             return {}  # an edited scene: no numbers to show
         return report if isinstance(report, dict) else {}
@@ -158,6 +168,10 @@ class ResultSection:
             self.views.show_blend(p.resultFixed, p.metamorphic)
         elif name == "healthyButton":
             self.views.show_over(p.resultFixed, p.healthy)
+        elif name in GROUP_VIEWS:
+            nodes = group_nodes_of(p.group.browser)
+            opacity = 1.0 if name == "meanButton" else 0.6
+            self.views.show_blend(nodes["aligned"], nodes[GROUP_VIEWS[name]], opacity)
         else:
             show[name](p.resultFixed, p.resultMoving)
         self._press(name)
@@ -195,63 +209,3 @@ class ResultSection:
         except Exception as error:  # noqa: BLE001 - shown to the user, with the traceback in the log
             self._press("")
             self._status.failed(error)
-
-
-def sentences(report: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the ROWS say of a report; empty: not in it."""
-    return (
-        _folds(report.get("folds") or {}),
-        _inverse(report.get("inverse_consistency_mm") or {}),
-        _before_after(report.get("similarity") or {}, "ncc", "{:.3f}"),
-        _before_after((report.get("labels") or {}).get("mean") or {}, "dice", "{:.3f}"),
-        _before_after(report.get("landmarks") or {}, "mean", "{:.2f} mm"),
-        str(report.get("self_check") or ""),
-        _pathology(report.get("pathology") or {}),
-    )
-
-
-def _folds(folds: Mapping[str, Any]) -> str:
-    percent = folds.get("folded_percent")
-    if percent is None:
-        return ""
-    text = _("{percent:.3g} %").format(percent=percent)
-    lowest, highest = folds.get("minimum_determinant"), folds.get("maximum_determinant")
-    if lowest is None or highest is None:
-        return text
-    return text + _(", volume change {low:.2f} to {high:.2f}").format(low=lowest, high=highest)
-
-
-def _inverse(error: Mapping[str, Any]) -> str:
-    if error.get("mean") is None:
-        return ""
-    return _("{mean:.3g} mm on average, at most {most:.3g} mm").format(
-        mean=error["mean"], most=error.get("max") or error["mean"]
-    )
-
-
-def _pathology(found: Mapping[str, Any]) -> str:
-    """`2.3 ml marked, change +41 on average (-3 to 120)`."""
-    marked = [found.get(f"{side}_mm3") for side in ("fixed", "moving")]
-    words = [_("{ml:.3g} ml marked").format(ml=volume / 1000) for volume in marked if volume is not None]
-    change = found.get("change") or {}
-    if not words or change.get("mean") is None:
-        return _(" and ").join(words)
-    return _("{marked}, change {mean:+.3g} on average ({low:.3g} to {high:.3g})").format(
-        marked=_(" and ").join(words), mean=change["mean"], low=change["min"], high=change["max"]
-    )
-
-
-def _before_after(stages: Mapping[str, Any], name: str, form: str) -> str:
-    """`0.412 before, 0.803 aligned, 0.957 registered`, as far as there are numbers."""
-    words = (("given", _("before")), ("initial", _("aligned")), ("final", _("registered")))
-    values = [((stages.get(stage) or {}).get(name), word) for stage, word in words]
-    return ", ".join(f"{form.format(value)} {word}" for value, word in values if value is not None)
-
-
-def kept_numbers(report: Mapping[str, Any], self_check: str) -> str:
-    """The part of a report that this section shows, as JSON for the scene."""
-    names = ("folds", "inverse_consistency_mm", "similarity", "labels", "landmarks", "pathology")
-    kept: dict[str, Any] = {name: report.get(name) for name in names}
-    if kept["labels"]:
-        kept["labels"] = {"mean": kept["labels"].get("mean")}
-    return json.dumps(kept | {"self_check": self_check})

@@ -45,7 +45,7 @@ def default_services() -> Services:
     from DiffeoRegPanel.estimate import estimate
     from DiffeoRegPanel.install import Setup
     from DiffeoRegPanel.machine import Machine
-    from DiffeoRegPanel.script import script_for
+    from DiffeoRegPanel.script_group import script_for
 
     machine = Machine()
     confirm = slicer.util.confirmOkCancelDisplay

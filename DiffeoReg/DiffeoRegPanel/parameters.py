@@ -133,15 +133,20 @@ class AdvancedChoice:
 class GroupChoice:
     """A sequence or its browser (none: the volumes ticked); the frame that stays, where `target` is `frame`.
 
-    frame, marked: numbers from 0.  browser: plays the last result.
+    method: of groups.  frame, marked: numbers from 0.  mask: where all frames count.
+    browser, report: the last result, which the browser plays, and its numbers as JSON.
     """
 
     series: Union[vtkMRMLSequenceNode, vtkMRMLSequenceBrowserNode, None]  # noqa: UP007
+    method: str = "svf"
     target: str = "middle"
     frame: Annotated[int, WithinRange(0, 9999)] = 0
     marked: Annotated[int, WithinRange(0, 9999)] = 0
+    mask: RegionChoice
     wantUncertainty: bool = True
+    leaveOut: bool = False
     browser: vtkMRMLSequenceBrowserNode
+    report: str = ""
 
 
 @parameterNodeWrapper
@@ -195,15 +200,17 @@ class DiffeoRegParameterNode:
     report: str = ""
 
 
-def settings_from(parameters: Any, *, device: str = "auto", threads: int | None = None) -> Settings:
+def settings_from(
+    parameters: Any, *, method: str | None = None, device: str = "auto", threads: int | None = None
+) -> Settings:
     """The settings of the next run; what the chosen method does not use stays at its default.
 
-    device, threads: of this computer, not of the scene.
+    method: the name of another than that of the pair.  device, threads: of this computer, not of the scene.
     Raises UnknownNameError for a method or preset this version does not have, SettingsError for bad values,
     among them time steps that the method does not offer.
     """
     model, flow, advanced = parameters.model, parameters.flow, parameters.advanced
-    method = card(model.method)
+    method = card(method or model.method)
     changes: dict[str, Any] = {}
     if method.time_steps and not flow.autoSteps:
         check_steps(method, flow.steps)
@@ -220,7 +227,7 @@ def settings_from(parameters: Any, *, device: str = "auto", threads: int | None 
     if dense_iterations_of(method) and flow.refinement != AS_PRESET:
         changes["dense_iterations"] = flow.refinement
     return Settings(
-        method=model.method, preset=model.preset, effort=model.effort, init=advanced.init,
+        method=method.name, preset=model.preset, effort=model.effort, init=advanced.init,
         working_spacing_mm=advanced.workingSpacing or None, interpolation=advanced.interpolation,
         padding_mm=advanced.padding, memory_limit_gb=advanced.memoryLimit or None,
         device=device, threads=threads, **changes,

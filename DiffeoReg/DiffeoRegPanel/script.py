@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from DiffeoRegLib.catalog import card, check_steps
+from DiffeoRegLib.errors import SettingsError
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.stiffness import REST, Stiffness
 from DiffeoRegPanel.request import Marks, Matching, Outputs, Region, Request
@@ -59,20 +60,20 @@ def node_text(node: Any) -> str:
 
 def arguments_of(request: Request) -> list[tuple[str, str]]:
     """Keywords of DiffeoRegLogic.register and their texts, without those at their defaults."""
-    found = [(n, repr(v)) for n, v in _changed(request.settings).items() if n in NAMED_SETTINGS]
+    found = [(n, repr(v)) for n, v in changed(request.settings).items() if n in NAMED_SETTINGS]
     if request.initial is not None:
         found.append(("initialTransform", node_text(request.initial)))
     for side in ("fixed", "moving"):
         mask: Region | None = getattr(request, f"{side}_mask")
         if mask is not None:
-            found.append((f"{side}Mask", _region_text(mask)))
+            found.append((f"{side}Mask", region_text(mask)))
             if mask.exclude:
                 found.append((f"exclude{side.capitalize()}Mask", "True"))
     found += _matching_arguments("Guidance", request.guidance)
     found += _matching_arguments("Evaluation", request.evaluation)
     found += _pathology_arguments(request.pathology)
     if request.regions is not None:
-        found.append(("regionSegmentation", _region_text(request.regions)))
+        found.append(("regionSegmentation", region_text(request.regions)))
     if request.stiffness:
         found.append(("stiffness", repr(dict(request.stiffness))))
     if request.rest != REST:
@@ -83,9 +84,9 @@ def arguments_of(request: Request) -> list[tuple[str, str]]:
         ("movingModels", request.models),
     ):
         if nodes:
-            found.append((name, _several_text(nodes)))
+            found.append((name, several_text(nodes)))
     found += _output_arguments(request.outputs)
-    others = {n: v for n, v in _changed(request.settings).items() if n not in NAMED_SETTINGS}
+    others = {n: v for n, v in changed(request.settings).items() if n not in NAMED_SETTINGS}
     if others:
         found.append(("settings", repr(others)))
     return found
@@ -96,9 +97,9 @@ def command_lines(request: Request) -> list[str]:
 
     What the command has no flag for is named in a further comment.
     """
-    words = ["diffeoreg", "register", _file_of(request.fixed), _file_of(request.moving), "-o", "out"]
+    words = ["diffeoreg", "register", file_of(request.fixed), file_of(request.moving), "-o", "out"]
     left_out = []
-    for name, value in _changed(request.settings).items():
+    for name, value in changed(request.settings).items():
         if name in NO_FLAG:
             left_out.append(name)
             continue
@@ -112,14 +113,14 @@ def command_lines(request: Request) -> list[str]:
     for side in ("fixed", "moving"):
         mask: Region | None = getattr(request, f"{side}_mask")
         if mask is not None:
-            words += [f"--{side}-mask", _file_of(mask.node)]
+            words += [f"--{side}-mask", file_of(mask.node)]
             words += [f"--exclude-{side}-mask"] if mask.exclude else []
     words += _segmentation_words(request, left_out)
     words += _region_words(request, left_out)
     words += _pathology_words(request.pathology, left_out)
     left_out += [name for name in ("markups", "models") if getattr(request, name)]
     comments = ["# The same from a command line, with the nodes saved to these files:"]
-    comments += _wrapped(words)
+    comments += wrapped(words)
     if left_out:
         comments.append(f"# Not on the command line: {', '.join(left_out)}.")
     return comments
@@ -129,7 +130,7 @@ def _pathology_words(marks: Marks, left_out: list[str]) -> list[str]:
     """The command has one choice of labels for both images; a segment's label in a file is not known here."""
     words = []
     for flag, region in (("--pathology", marks.fixed), ("--pathology-moving", marks.moving)):
-        words += [] if region is None else [flag, _file_of(region.node)]
+        words += [] if region is None else [flag, file_of(region.node)]
     sides = [region for region in (marks.fixed, marks.moving) if region is not None]
     chosen = {region.keys for region in sides}
     if len(chosen) == 1 and all(region.node.IsA("vtkMRMLLabelMapVolumeNode") for region in sides):
@@ -146,14 +147,14 @@ def _initial_words(request: Request, left_out: list[str]) -> list[str]:
     if request.settings.init != "auto":
         left_out.append("initial transform together with init")
         return []
-    return ["--init", _file_of(request.initial, ".h5")]
+    return ["--init", file_of(request.initial, ".h5")]
 
 
 def _region_words(request: Request, left_out: list[str]) -> list[str]:
     """Regions and their stiffness; which label a segment gets in a file is not known here."""
     if request.regions is None:
         return []
-    words = ["--regions", _file_of(request.regions.node)]
+    words = ["--regions", file_of(request.regions.node)]
     if request.regions.node.IsA("vtkMRMLLabelMapVolumeNode"):
         given = [f"{label}={_stiffness_text(value)}" for label, value in request.stiffness.items()]
         words += [word for text in given for word in ("--stiffness", text)]
@@ -170,16 +171,16 @@ def _segmentation_words(request: Request, left_out: list[str]) -> list[str]:
     words: list[str] = []
     guide, judge = request.guidance, request.evaluation
     if guide.fixed is not None and guide.moving is not None:
-        words += ["--guidance-fixed-seg", _file_of(guide.fixed.node)]
-        words += ["--guidance-moving-seg", _file_of(guide.moving.node)]
+        words += ["--guidance-fixed-seg", file_of(guide.fixed.node)]
+        words += ["--guidance-moving-seg", file_of(guide.moving.node)]
     if judge.fixed is not None and judge.moving is not None:
-        words += ["--fixed-seg", _file_of(judge.fixed.node), "--moving-seg", _file_of(judge.moving.node)]
+        words += ["--fixed-seg", file_of(judge.fixed.node), "--moving-seg", file_of(judge.moving.node)]
     elif request.segmentations:
-        words += ["--moving-seg", _file_of(request.segmentations[0])]
+        words += ["--moving-seg", file_of(request.segmentations[0])]
     if judge.fixed_points is not None and judge.moving_points is not None:
         words += [
             "--landmarks",
-            *(_file_of(n, ".mrk.json") for n in (judge.fixed_points, judge.moving_points)),
+            *(file_of(n, ".mrk.json") for n in (judge.fixed_points, judge.moving_points)),
         ]
     if guide.fixed_points is not None:
         same = (guide.fixed_points, guide.moving_points) == (judge.fixed_points, judge.moving_points)
@@ -190,7 +191,7 @@ def _segmentation_words(request: Request, left_out: list[str]) -> list[str]:
     return words
 
 
-def _changed(settings: Settings) -> dict[str, Any]:
+def changed(settings: Settings) -> dict[str, Any]:
     """Settings that are not at their default."""
     default = Settings()
     names = [field.name for field in dataclasses.fields(settings)]
@@ -205,7 +206,7 @@ def _matching_arguments(kind: str, matching: Matching) -> list[tuple[str, str]]:
     for side in ("fixed", "moving"):
         region, points = getattr(matching, side), getattr(matching, f"{side}_points")
         if region is not None:
-            found.append((f"{side}{kind}", _region_text(region)))
+            found.append((f"{side}{kind}", region_text(region)))
         if points is not None:
             found.append((f"{side}{kind}Points", node_text(points)))
     return found
@@ -227,8 +228,15 @@ def _classes_text(region: Region) -> str:
     if not region.keys:
         return node
     if region.node.IsA("vtkMRMLLabelMapVolumeNode"):
-        return f"({node}, [{', '.join(region.keys)}])"
+        # Numbers, whatever a scene from elsewhere calls its labels: this text will be run.
+        return f"({node}, {[_label(key) for key in region.keys]})"
     return f"({node}, {[_segment_name(region.node, key) for key in region.keys]!r})"
+
+
+def _label(key: str) -> int:
+    if not key.isdecimal():
+        raise SettingsError(f"'{key}' is no label of a label map: choose the classes of the pathology again.")
+    return int(key)
 
 
 def _output_arguments(outputs: Outputs) -> list[tuple[str, str]]:
@@ -252,7 +260,7 @@ def _output_arguments(outputs: Outputs) -> list[tuple[str, str]]:
     return found
 
 
-def _region_text(region: Region) -> str:
+def region_text(region: Region) -> str:
     """The node, or (node, segment): by name where only one segment has it, else by ID."""
     node = node_text(region.node)
     return f"({node}, {_segment_name(region.node, region.segment_id)!r})" if region.segment_id else node
@@ -269,19 +277,20 @@ def _segment_name(node: Any, key: str) -> str:
     return name if clear else key
 
 
-def _several_text(nodes: Sequence[Any]) -> str:
+def several_text(nodes: Sequence[Any]) -> str:
+    """One node, or a list of several."""
     texts = [node_text(node) for node in nodes]
     return texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"
 
 
-def _file_of(node: Any, extension: str = ".nii.gz") -> str:
+def file_of(node: Any, extension: str = ".nii.gz") -> str:
     """The file a node was saved to or loaded from, or one named after it."""
     storage = node.GetStorageNode() if hasattr(node, "GetStorageNode") else None
     known = storage.GetFileName() if storage is not None else None
     return known or f"{Path(node.GetName() or 'unnamed').name}{extension}"
 
 
-def _wrapped(words: Sequence[str]) -> list[str]:
+def wrapped(words: Sequence[str]) -> list[str]:
     """One command over several comment lines."""
     lines, line = [], "#  "
     for word in (shlex.quote(" ".join(w.split())) for w in words):

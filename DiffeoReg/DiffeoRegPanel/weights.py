@@ -14,18 +14,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
-import slicer
-
 from DiffeoRegLib.catalog import Card, WeightFile, card, check_weights_choice, linear_model, weight_path
 from DiffeoRegLib.errors import FileFormatError, InputError, LicenceError, OutputError, WeightsError
 from DiffeoRegLib.settings import Settings
+from DiffeoRegPanel.download import fetch
 from DiffeoRegPanel.machine import Machine
-from DiffeoRegPanel.request import Request
 
 OURS = "fetched_by_diffeoreg.json"
 """In the models folder: which files were put there by us, and so may be deleted by us."""
 BLOCK = 1 << 20
-Download = Callable[[str, str, str], bool]
+Download = Callable[[str, Path, str, int], None]
 
 
 @dataclass(frozen=True)
@@ -49,12 +47,12 @@ class WeightState:
 class Weights:
     """The folder of weights that `machine` names.
 
-    download: (url, path, "SHA256:...") -> done; slicer.util.downloadFile unless given.
+    download: (url, path, sha256, size in bytes), raises OutputError; download.fetch unless given.
     """
 
     def __init__(self, machine: Machine, download: Download | None = None) -> None:
         self.machine = machine
-        self._download = download
+        self._download = download or fetch
         self._known: dict[tuple[str, int, int], str] = {}
 
     def path_of(self, card: Card, weight: WeightFile) -> Path:
@@ -118,7 +116,7 @@ class Weights:
         """Fetch the card's files that are missing or wrong.
 
         Raises InputError when a licence has to be accepted first, OutputError when a file cannot be fetched
-        or written; files that were there stay.
+        or written, or its place is taken by one that DiffeoReg has not put there; files that were there stay.
         """
         self._require_licences(card)
         for weight in card.weights:
@@ -126,13 +124,9 @@ class Weights:
                 continue
             if progress is not None:
                 progress(f"Downloading {weight.file} ({weight.size_bytes / 1e6:.3g} MB)")
+            assert weight.url is not None  # it is not shipped
             with self._part_of(card, weight) as part:
-                fetch = self._download or slicer.util.downloadFile
-                if not fetch(weight.url, str(part), f"SHA256:{weight.sha256}"):
-                    raise OutputError(
-                        f"'{weight.file}' could not be downloaded from {weight.url}: check the network "
-                        "connection and the proxy, or fetch the file elsewhere and use Import."
-                    )
+                self._download(weight.url, part, weight.sha256, weight.size_bytes)
 
     def browse(self, folder: Path | str) -> None:
         """Use another folder for weights from now on; nothing is moved.
@@ -246,6 +240,12 @@ class Weights:
     def _part_of(self, card: Card, weight: WeightFile) -> Iterator[Path]:
         """A file to fill; it takes its name, and is noted as ours, only once its check sum is right."""
         target = self.path_of(card, weight)
+        entry = f"{card.name}/{weight.file}"
+        if target.exists() and entry not in self._ours():
+            raise OutputError(
+                f"'{target}' is in the way and was not put there by DiffeoReg: move or delete it, then try "
+                "again."
+            )
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix="part-", dir=target.parent))
@@ -259,7 +259,7 @@ class Weights:
                     f"'{weight.file}' did not arrive whole: its check sum is wrong. Try again, or use Import."
                 )
             part.replace(target)
-            self._write_ours(self._ours() | {f"{card.name}/{weight.file}"})
+            self._write_ours(self._ours() | {entry})
         except OSError as error:
             raise _not_writable(target.parent, error) from error
         finally:
@@ -280,9 +280,10 @@ class Weights:
         path.write_text(json.dumps(sorted(entries), indent=1) + "\n", encoding="utf-8")
 
 
-def with_weights(request: Request, machine: Callable[[], Machine]) -> Request:
-    """The request with the weights and the accepted licences of this computer, where networks are used.
+def with_weights(request: Any, machine: Callable[[], Machine]) -> Any:
+    """A request, of a pair or a group, with the weights and accepted licences of this computer.
 
+    Only where networks are used.
     machine: asked only then.  Raises UnknownNameError, and what `Weights.settings_for` raises.
     """
     method = card(request.settings.method)

@@ -13,9 +13,10 @@ from DiffeoRegLib.errors import DiffeoRegError
 from DiffeoRegPanel.panel_choices import CheckedNodes, MachineBox
 from DiffeoRegPanel.panel_group import GroupSection
 from DiffeoRegPanel.panel_model import ModelSection
+from DiffeoRegPanel.panel_numbers import kept_numbers
 from DiffeoRegPanel.panel_pathology import PathologySection
 from DiffeoRegPanel.panel_regions import RegionSelector, StiffnessTable
-from DiffeoRegPanel.panel_result import ResultSection, kept_numbers
+from DiffeoRegPanel.panel_result import ResultSection
 from DiffeoRegPanel.panel_run import RunControl, Status
 from DiffeoRegPanel.panel_setup import Services, SetupSection, default_services
 from DiffeoRegPanel.parameters import release_outputs, request_from
@@ -76,7 +77,7 @@ class Panel(slicer.util.VTKObservationMixin):
         self.checked = [CheckedNodes(getattr(self.ui, name), lists) for name, lists in CHECKED.items()]
         self.stiffness = StiffnessTable(self.ui.stiffnessTable, self._update_apply)
         self.pathology = PathologySection(self.ui, lambda: self.model.card, self._update_apply)
-        self.group = GroupSection(self.ui, self.services)
+        self.group = GroupSection(self.ui, self.services, lambda: self.model.device)
         self.result = ResultSection(self.ui, self.status, self.logic.path)
         self.run = RunControl(self.ui, self.status, self._begin, self._done, self._run_changed)
         for name in SECTIONS:  # what is hidden in a section stays hidden when the section opens
@@ -238,14 +239,19 @@ class Panel(slicer.util.VTKObservationMixin):
         problem = self.problem()
         self.ui.applyButton.setEnabled(not problem)
         self.ui.applyButton.setToolTip(problem or _("Start the registration."))
-        self.ui.copyPythonButton.setVisible(self.parameters is None or self.parameters.mode != "group")
-        copyable = self.parameters is not None and not (self.model.problem() or self.pathology.problem())
-        self.ui.copyPythonButton.setEnabled(copyable)
+        self.ui.copyPythonButton.setEnabled(self._copyable())
         if problem:
             self.status.say(problem)
         elif self.ui.statusLabel.text in ("", self._last_problem):
             self.status.say(_("Ready."))
         self._last_problem = problem
+
+    def _copyable(self) -> bool:
+        if self.parameters is None:
+            return False
+        if self.parameters.mode == "group":
+            return not self.group.problem()
+        return not (self.model.problem() or self.pathology.problem())
 
     def _say_what_next(self) -> None:
         if self.run.running:
@@ -287,7 +293,12 @@ class Panel(slicer.util.VTKObservationMixin):
             return
         if self.parameters.mode == "group":
             self.group.show(result)
-            self.status.say(_("Done: {count} frames.").format(count=result.aligned.GetNumberOfDataNodes()))
+            self.setup_box.record({"device": result.report.get("device") or {}})
+            self._setup_changed()
+            self.result.bind(self.parameters)
+            count = result.aligned.GetNumberOfDataNodes()
+            words = _("Done: {count} frames. {check}")
+            self.status.say(words.format(count=count, check=result.selfCheck.sentence).strip())
             return
         keep_result(self.parameters, result, request)
         self.setup_box.record({"device": result.report.get("device") or {}})
@@ -300,7 +311,8 @@ class Panel(slicer.util.VTKObservationMixin):
 
     def _copy_python(self) -> None:
         try:
-            text = self.services.script_for(self.request())
+            group = self.parameters.mode == "group"
+            text = self.services.script_for(self.group.request() if group else self.request())
         except Exception as error:  # noqa: BLE001 - shown to the user, with the traceback in the log
             self.status.failed(error)
             return

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from DiffeoRegLib.device import DeviceChoice
 from DiffeoRegLib.losses.group_similarity import pair_nmi, pair_rmse
-from DiffeoRegLib.report.measure import SCHEMA, describe, json_safe, versions
+from DiffeoRegLib.report.measure import SCHEMA, describe, device_facts, json_safe, versions
 from DiffeoRegLib.report.memory import peak_device_memory_mb, peak_memory_mb
 from DiffeoRegLib.report.scores import fold_scores, grid_points, statistics
 from DiffeoRegLib.settings import Settings
@@ -65,7 +65,7 @@ def measure_group(
         "images": [describe(images[k]) for k in order],
         "fixed": None if fixed is None else order.index(fixed),
         "common_grid": {"shape": list(view.shape[::-1]), "spacing_mm": list(view.spacing[::-1])},
-        "device": None if device is None else {"device": str(device.device), "name": device.name},
+        "device": device_facts(device),
         "threads": torch.get_num_threads(),
         "similarity": similarity_of_group(images, transforms, view),
         "landmarks": None if landmarks is None else group_landmark_scores(landmarks, transforms, inverses),

@@ -77,7 +77,7 @@ def measure(
         "versions": versions(),
         "settings": dataclasses.asdict(settings),
         "inputs": _inputs(fixed, moving, masks, guidance, evaluation, regions, pathology),
-        "device": _device(device),
+        "device": device_facts(device),
         "similarity": similarity_scores(fixed, moving, stages, mask),
         "folds": fold_scores(transform, fixed.grid, mask),
         "inverse_consistency_mm": inverse_scores(transform, inverse, fixed.grid, moving.grid),
@@ -184,7 +184,7 @@ def _inputs(
     return inputs
 
 
-def _device(choice: DeviceChoice | None) -> dict[str, Any] | None:
+def device_facts(choice: DeviceChoice | None) -> dict[str, Any] | None:
     if choice is None:
         return None
     return {

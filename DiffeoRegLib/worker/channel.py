@@ -49,7 +49,7 @@ class Channel:
         for line in self._incoming:
             try:
                 message = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):  # no JSON, or nested beyond reason
                 message = None
             if isinstance(message, dict):
                 yield message

@@ -28,19 +28,22 @@ def group_registration(job: Mapping[str, Any], report: Report) -> dict[str, Any]
     """Transforms, inverses, aligned images, mean, uncertainty and report of several images.
 
     job: `images`, a list of Images; `settings`; `fixed`, number of the image that stays, or None for the
-    middle of all; `uncertainty`, False to leave it out; `storage`.  Lists of the answer are in the order of
-    the images.
+    middle of all; `masks`, where each image counts, None or a list of Images or None; `leave_out`, to go on
+    without an image that has no use; `uncertainty`, False to leave it out; `storage`.
+    The answer says which images were used in `kept`; its lists, and `fixed`, count these alone.
     Raises InputError for images that are no group, MemoryLimitError, Cancelled from the report.
     """
     settings, fixed = inputs.settings_of(job.get("settings") or {}), _fixed(job)
     images = [inputs.volume_of(image, f"image {n + 1}") for n, image in enumerate(job["images"])]
     result = register_group(
-        images, settings, fixed_index=fixed, with_uncertainty=bool(job.get("uncertainty", True)),
+        images, settings, fixed_index=fixed, masks=_masks(job),
+        leave_out=bool(job.get("leave_out", False)), with_uncertainty=bool(job.get("uncertainty", True)),
         progress=lambda p: report(Progress(p.phase, COMPUTED * p.fraction, p.message)),
     )  # fmt: skip
     axis = _axis(job["images"], images, result)
     with torch.inference_mode():
-        return _kept(result, images, settings, job.get("storage", "half"), axis, report)
+        used = [images[k] for k in result.kept]
+        return _kept(result, used, settings, job.get("storage", "half"), axis, report)
 
 
 def _fixed(job: Mapping[str, Any]) -> int | None:
@@ -51,6 +54,17 @@ def _fixed(job: Mapping[str, Any]) -> int | None:
     if not 0 <= int(fixed) < count:
         raise InputError(f"There is no image {fixed} to stay fixed: the {count} images are counted from 0.")
     return int(fixed)
+
+
+def _masks(job: Mapping[str, Any]) -> list[Volume | None] | None:
+    """The masks of a job, None without any."""
+    given = job.get("masks")
+    if given is None or all(mask is None for mask in given):
+        return None
+    return [
+        None if mask is None else inputs.volume_of(mask, f"mask {n + 1}", labels=True)
+        for n, mask in enumerate(given)
+    ]
 
 
 def _axis(given: Sequence[Image], images: Sequence[Volume], result: GroupResult) -> int | None:
@@ -89,6 +103,7 @@ def _kept(
         "mean": volume_image(Volume(total / len(images), result.view, "mean"), axis),
         "uncertainty": [volume_image(one, axis) for one in result.deviations] or None,
         "fixed": result.fixed,
+        "kept": list(result.kept),
         "report": json_safe(numbers),
     }
 

@@ -60,7 +60,8 @@ def settings_of(given: Mapping[str, Any]) -> Settings:
         if name not in known:
             raise UnknownNameError("setting", name, known)
     changed: dict[str, Any] = {
-        name: tuple(value) if name in LISTS and value is not None else value for name, value in given.items()
+        name: tuple(value) if name in LISTS and isinstance(value, list) else value
+        for name, value in given.items()
     }
     return Settings(**changed)
 

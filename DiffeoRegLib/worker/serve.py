@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from DiffeoRegLib import __version__
-from DiffeoRegLib.errors import Cancelled, DeviceError, DiffeoRegError, MemoryLimitError
+from DiffeoRegLib.errors import Cancelled, DeviceError, DiffeoRegError, MemoryLimitError, out_of_memory
 from DiffeoRegLib.exchange import pack, unpack
 from DiffeoRegLib.waiting import choose_waiting
 from DiffeoRegLib.worker.channel import Channel
@@ -78,18 +78,30 @@ class Server:
     def listen(self) -> NoReturn:
         """Take in messages until the other side is gone, then end the process, busy or not."""
         for message in self._channel:
-            identity = str(message.get("id", ""))
-            if message.get("quit"):
+            if message.get("quit") is True:
                 break
-            if "folder" in message:
-                self._announce(identity, Path(message["folder"]))
-            elif "job" in message:
-                self._accept(identity, Path(message["job"]))
-            elif "stop" in message:
-                self._stop(str(message["stop"]))
+            self._take(message)
         for folder in list(self._folders):
             remove(folder)
         leave(0)
+
+    def _take(self, message: dict[str, Any]) -> None:
+        """Do what a message asks for; one of another form is only answered, so that this thread lives on."""
+        identity = message.get("id", "")
+        kinds = [kind for kind in ("folder", "job", "stop") if kind in message]
+        texts = [identity, *(message[kind] for kind in kinds)]
+        if len(kinds) != 1 or not all(isinstance(text, str) and "\0" not in text for text in texts):
+            wrong = "A message to the worker has the wrong form; it was ignored."
+            if identity and isinstance(identity, str):
+                self._channel.send("error", id=identity, message=wrong, kind="input")
+            else:
+                self._channel.send("log", id=None, message=wrong)
+        elif kinds == ["folder"]:
+            self._announce(identity, Path(message["folder"]))
+        elif kinds == ["job"]:
+            self._accept(identity, Path(message["job"]))
+        else:
+            self._stop(message["stop"])
 
     def work(self, do: Work) -> None:
         """Do the jobs in turn; returns when none has come for a while."""
@@ -232,7 +244,7 @@ def told(problem: BaseException) -> tuple[str, str]:
     text = " ".join(str(problem).split()) or type(problem).__name__
     if isinstance(problem, MemoryLimitError):
         return text, "memory"
-    if _out_of_memory(problem):
+    if out_of_memory(problem):
         return OUT_OF_MEMORY, "memory"
     if isinstance(problem, DeviceError):
         return text, "device"
@@ -244,14 +256,6 @@ def told(problem: BaseException) -> tuple[str, str]:
             "unexpected",
         )
     return f"Unexpected {type(problem).__name__}: {text} (the log has the details to report)", "unexpected"
-
-
-def _out_of_memory(problem: BaseException) -> bool:
-    """Also when torch says it in words: its allocator for the main memory has no exception of its own."""
-    if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
-        return True
-    words = str(problem).lower()
-    return isinstance(problem, RuntimeError) and ("not enough memory" in words or "out of memory" in words)
 
 
 def remove(folder: Path) -> None:

@@ -20,6 +20,7 @@ from Testing.slicer.pictures import (
     MARGIN,
     REPOSITORY,
     SIDE,
+    saved,
     text,
 )
 
@@ -133,7 +134,7 @@ def views(application: Any, parameters: Any, lesion: Any, file: Path) -> None:
         canvas.paste(Image.fromarray(shown), (place[0], place[1] + MARGIN))
     words = text(SOURCE, 14, (3 * step - MARGIN, FOOTER), centred=False)
     canvas.paste(words, (GAP, 2 * (step + MARGIN)))
-    canvas.save(file, optimize=True)
+    saved(canvas, file)
 
 
 def view_picture(view: SliceView, background: Any, foreground: Any) -> Picture:

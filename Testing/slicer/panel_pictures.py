@@ -14,11 +14,14 @@ from DiffeoRegLib.catalog import CARDS
 from Testing.slicer import conftest  # noqa: F401 - makes qt, ctk and the panel importable
 from Testing.slicer.bench import core
 from Testing.slicer.bench.slicerbench import Bench
+from Testing.slicer.group_pictures import group_pictures
 from Testing.slicer.lesion_pictures import lesion_pictures
-from Testing.slicer.pictures import Pair, Result
+from Testing.slicer.pictures import Pair, Result, saved
+from Testing.slicer.tutorial_pictures import step
 
 WIDTH = 430  # as wide as a module panel usually is
-PATIENCE_SECONDS = 120.0
+HEIGHT = 2200  # more than the longest panel needs; what is empty is cut off
+PATIENCE_SECONDS = 600.0  # on a busy machine, too
 METHODS = ("affine", "svf", "lddmm", "rdmm-regions", "tvf-brain-t1")
 """One of every kind of panel; a trained model is shown where the catalogue has it."""
 OPENED = {"rdmm-regions": ["masksSection"], "lddmm": ["advancedSection"]}
@@ -39,6 +42,7 @@ def panel_pictures(booted: core.Core, pair: Pair, folder: Path, settings: Path) 
         show_states(bench, module.panel, panel, pair, folder)
         result = run(bench, module.panel, panel, folder)
         lesion_pictures(bench, module.panel, panel, folder, PATIENCE_SECONDS)
+        group_pictures(bench, module.panel, panel, folder, PATIENCE_SECONDS)
         return result
     finally:
         bench.close()
@@ -56,6 +60,7 @@ def show_states(bench: Bench, widget: Any, panel: Any, pair: Pair, folder: Path)
     """The panel before a run: as it opens, with each kind of method, with masks and segmentations."""
     fold(panel, "setupSection")
     picture(bench, widget, folder / "panel-opened.png")
+    step(bench, widget, panel, "setup", folder)
     panel.ui.fixedSelector.setCurrentNode(pair.fixed)
     panel.ui.movingSelector.setCurrentNode(pair.moving)
     panel.parameters.model.preset = "brain-mr"
@@ -72,6 +77,8 @@ def show_states(bench: Bench, widget: Any, panel: Any, pair: Pair, folder: Path)
     panel.parameters.evaluation.moving.node = pair.moving_labels
     fold(panel, "masksSection")
     picture(bench, widget, folder / "panel-masks.png")
+    step(bench, widget, panel, "inputs", folder)
+    step(bench, widget, panel, "masks", folder)
 
 
 def run(bench: Bench, widget: Any, panel: Any, folder: Path) -> Result:
@@ -82,11 +89,13 @@ def run(bench: Bench, widget: Any, panel: Any, folder: Path) -> Result:
     half_way = lambda: panel.ui.progressBar.value >= 40 or not panel.run.running  # noqa: E731
     bench.wait(half_way, PATIENCE_SECONDS, "the middle of the run")
     picture(bench, widget, folder / "panel-running.png")
+    step(bench, widget, panel, "running", folder)
     bench.wait(lambda: not panel.run.running, PATIENCE_SECONDS, "the end of the run")
     if not panel.parameters.report:
         raise RuntimeError(f"{panel.ui.statusLabel.text}\n{panel.ui.logText.toPlainText()}")
     fold(panel, "resultSection")
     picture(bench, widget, folder / "panel-result.png")
+    step(bench, widget, panel, "result", folder)
     (moved_labels,) = set(segmentations()) - before
     outputs = panel.parameters.outputs
     return Result(outputs.volume, slicer.mrmlScene.GetNodeByID(moved_labels), outputs.transform)
@@ -105,9 +114,9 @@ def fold(panel: Any, *opened: str) -> None:
 
 def picture(bench: Bench, widget: Any, file: Path) -> None:
     """Write the panel as PNG, without the empty space below its last control."""
-    bench.grab(widget, file, WIDTH, 1600)
+    bench.grab(widget, file, WIDTH, HEIGHT)
     with Image.open(file) as image:
         pixels = np.asarray(image.convert("RGB"))
     empty = (pixels == pixels[-1, 0]).all(axis=(1, 2))
     last = len(empty) - int(np.argmin(empty[::-1]))
-    Image.fromarray(pixels[: last + 12]).save(file, optimize=True)
+    saved(Image.fromarray(pixels[: last + 12]), file, few_colours=True)

@@ -77,12 +77,12 @@ def segmentation(booted: core.Core, path: Path, name: str, colour: Sequence[floa
 
 
 def load_pair(booted: core.Core) -> Pair:
-    """The scene of all pictures, before anything is registered."""
+    """The scene of all pictures, before anything is registered, named as Sample Data names it."""
     return Pair(
-        volume(booted, SAMPLES / "images" / FIXED, "Subject 006", "Grey"),
-        volume(booted, SAMPLES / "images" / MOVING, "Subject 138", "Grey"),
-        segmentation(booted, SAMPLES / "labels" / FIXED, "Hippocampus 006", YELLOW),
-        segmentation(booted, SAMPLES / "labels" / MOVING, "Hippocampus 138", CYAN),
+        volume(booted, SAMPLES / "images" / FIXED, "Hippocampus fixed", "Grey"),
+        volume(booted, SAMPLES / "images" / MOVING, "Hippocampus moving", "Grey"),
+        segmentation(booted, SAMPLES / "labels" / FIXED, "Hippocampus fixed segmentation", YELLOW),
+        segmentation(booted, SAMPLES / "labels" / MOVING, "Hippocampus moving segmentation", CYAN),
     )
 
 
@@ -104,7 +104,9 @@ def row(booted: core.Core, pair: Pair, foreground: Any, opacity: float) -> list[
     return pictures
 
 
-def sheet(rows: Sequence[tuple[str, Sequence[Picture]]], file: Path) -> None:
+def sheet(
+    rows: Sequence[tuple[str, Sequence[Picture]]], file: Path, scale: float = 0.8, source: str = SOURCE
+) -> None:
     """Write rows of views as one PNG, with what each row shows beside it and where it comes from below."""
     step = SIDE + GAP
     size = (MARGIN + len(rows[0][1]) * step, len(rows) * step + FOOTER)
@@ -114,8 +116,15 @@ def sheet(rows: Sequence[tuple[str, Sequence[Picture]]], file: Path) -> None:
         canvas.paste(words, (0, r * step))
         for c, picture in enumerate(pictures):
             canvas.paste(Image.fromarray(picture), (MARGIN + c * step, r * step))
-    canvas.paste(text(SOURCE, 14, (size[0] - MARGIN, FOOTER), centred=False), (MARGIN, len(rows) * step))
-    canvas.save(file, optimize=True)
+    canvas.paste(text(source, 14, (size[0] - MARGIN, FOOTER), centred=False), (MARGIN, len(rows) * step))
+    saved(canvas.resize([round(scale * n) for n in size]), file)
+
+
+def saved(image: Image.Image, file: Path, *, few_colours: bool = False) -> None:
+    """Write a PNG as small as it gets; few_colours: hardly more than 256, as a panel has and no image."""
+    if few_colours:
+        image = image.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    image.save(file, optimize=True)
 
 
 def text(words: str, size: int, room: tuple[int, int], *, centred: bool = True) -> Image.Image:
@@ -144,6 +153,7 @@ def slice_pictures(booted: core.Core, pair: Pair, result: Result, folder: Path) 
 def main(arguments: Sequence[str]) -> int:
     """Draw everything into the folder given."""
     from Testing.slicer.panel_pictures import panel_pictures
+    from Testing.slicer.tutorial_pictures import view_pictures
 
     folder = Path(arguments[0])
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,6 +161,7 @@ def main(arguments: Sequence[str]) -> int:
     pair = load_pair(booted)
     with tempfile.TemporaryDirectory() as settings:
         result = panel_pictures(booted, pair, folder, Path(settings))
+    view_pictures(booted.application, pair, result, folder)  # before the grid is drawn over everything
     slice_pictures(booted, pair, result, folder)
     for path in sorted(folder.glob("*.png")):
         print(f"{path}  {path.stat().st_size / 1000:.0f} kB")

@@ -179,6 +179,6 @@ def test_nothing_is_left_of_what_cannot_be_made(scene, frames, ways):
     model = scene.AddNewNodeByClass("vtkMRMLModelNode", "skin")
     with pytest.raises(InputError, match="'skin' cannot be carried to the frames"):
         carried_sequence(scene, model, frames, ways, 0)
-    scene.RemoveNode(model)
-    scene.RemoveNode(points)
+    for node in (model, points.GetDisplayNode(), points):
+        scene.RemoveNode(node)
     assert scene.GetNumberOfNodes() == before

@@ -251,6 +251,6 @@ def test_a_plain_result_takes_the_views_of_a_lesion_away(panel: Any) -> None:
     (None, ""),
 ])  # fmt: skip
 def test_the_numbers_of_a_pathology_are_those_there_are(found: Any, words: str) -> None:
-    from DiffeoRegPanel.panel_result import sentences
+    from DiffeoRegPanel.panel_numbers import sentences
 
-    assert sentences({"pathology": found})[-1] == words
+    assert sentences({"pathology": found})[-2] == words

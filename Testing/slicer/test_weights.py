@@ -57,11 +57,11 @@ def machine(tmp_path: Path) -> Machine:
     return known
 
 
-def serve(url: str, path: str, checksum: str) -> bool:
+def serve(url: str, path: Path, sha256: str, size_bytes: int) -> None:
     """A download that works."""
-    assert checksum.startswith("SHA256:")
-    Path(path).write_bytes(CONTENT[url.rpartition("/")[2]])
-    return True
+    content = CONTENT[url.rpartition("/")[2]]
+    assert (hashlib.sha256(content).hexdigest(), len(content)) == (sha256, size_bytes)
+    path.write_bytes(content)
 
 
 def files_below(folder: Path) -> set[str]:
@@ -223,12 +223,13 @@ def test_a_failed_download_leaves_nothing_and_spoils_nothing(machine: Machine, c
     Weights(machine, serve).download(replace(card, weights=card.weights[:1]))
     before = files_below(machine.models_folder)
 
-    def broken(url: str, path: str, checksum: str) -> bool:
+    def broken(url: str, path: Path, sha256: str, size_bytes: int) -> None:
         if what != "nothing":
-            Path(path).write_bytes(b"half")
+            path.write_bytes(b"half")
         if what == "raises":
             raise OSError(28, "No space left on device")
-        return what != "fails"
+        if what == "fails":
+            raise OutputError("The server is gone.")
 
     with pytest.raises(OutputError):
         Weights(machine, broken).download(card)
@@ -237,12 +238,27 @@ def test_a_failed_download_leaves_nothing_and_spoils_nothing(machine: Machine, c
     assert Weights(machine).state(card).kind == "missing"
 
 
-def test_slicer_s_own_download_is_used_when_none_is_given(
+def test_the_one_door_to_the_network_is_used_when_none_is_given(
     machine: Machine, card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room.slicer.util, "downloadFile", serve)
+    monkeypatch.setattr(room, "fetch", serve)
     Weights(machine).download(card)
     assert Weights(machine).state(card).ok
+
+
+@pytest.mark.parametrize("how", ["download", "import"])
+def test_a_file_that_somebody_else_put_there_stays(
+    machine: Machine, card: Card, tmp_path: Path, how: str
+) -> None:
+    weights = Weights(machine, serve)
+    theirs = weights.path_of(card, card.weights[0])
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"trained for weeks")
+    source = tmp_path / "brought"
+    source.write_bytes(CONTENT["encoder.safetensors"])
+    with pytest.raises(OutputError, match="in the way"):
+        weights.download(card) if how == "download" else weights.import_offline(card, source)
+    assert theirs.read_bytes() == b"trained for weeks"
 
 
 def test_a_licence_that_is_not_permissive_is_accepted_first(

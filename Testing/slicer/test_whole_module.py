@@ -84,7 +84,7 @@ def test_choose_apply_save_close_and_load_again(bench, module, tmp_path, suffix)
     before = mapped(transform, points)
     volume = slicer.util.arrayFromVolume(panel.parameters.outputs.volume).copy()
     names = transforms()
-    assert names == ["Subject 006 -> Subject 138", "Subject 138 -> Subject 006"]
+    assert names == ["Hippocampus fixed -> Hippocampus moving", "Hippocampus moving -> Hippocampus fixed"]
 
     path = tmp_path / f"scene{suffix}"
     if suffix == ".mrml":
@@ -95,14 +95,14 @@ def test_choose_apply_save_close_and_load_again(bench, module, tmp_path, suffix)
     slicer.util.loadNodeFromFile(str(path), "SceneFile", {"clear": True})
     bench.spin(0.05)
 
-    assert panel.parameters.fixed.GetName() == "Subject 006"
-    assert panel.ui.movingSelector.currentNode().GetName() == "Subject 138"
+    assert panel.parameters.fixed.GetName() == "Hippocampus fixed"
+    assert panel.ui.movingSelector.currentNode().GetName() == "Hippocampus moving"
     assert panel.parameters.flow.regularity == 1.5
     assert panel.parameters.model.effort == "fast"
     assert transforms() == names
     again = panel.parameters.outputs.transform
     assert np.abs(mapped(again, points) - before).max() < 1e-3
-    assert again.GetNodeReference("spatialRegistrationMoving").GetName() == "Subject 138"
+    assert again.GetNodeReference("spatialRegistrationMoving").GetName() == "Hippocampus moving"
     assert np.array_equal(slicer.util.arrayFromVolume(panel.parameters.outputs.volume), volume)
     (table,) = slicer.util.getNodesByClass("vtkMRMLTableNode")
     assert table.GetNumberOfRows() > 5
@@ -134,9 +134,9 @@ def test_regions_and_the_way_of_a_geodesic(bench, module):
     apply(bench, widget)
     assert ui.statusLabel.text.startswith("Done."), ui.logText.toPlainText()
     momentum = panel.parameters.velocity
-    assert momentum.GetName() == "Momentum, Subject 138 -> Subject 006"
+    assert momentum.GetName() == "Momentum, Hippocampus moving -> Hippocampus fixed"
     names = [node.GetName() for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")]
-    assert {"Subject 138 regulariser t=0 (mm)", "Subject 006 regulariser t=1 (mm)"} <= set(names)
+    assert {"Hippocampus moving regulariser t=0 (mm)", "Hippocampus fixed regulariser t=1 (mm)"} <= set(names)
     assert not ui.pathSlider.isHidden()
     points = np.array(list(np.ndindex(3, 3, 3))) * 8.0
     whole = mapped(panel.parameters.outputs.transform, points)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 COLOURS = "DiffeoReg.Colours"
 """Attribute of our tables: of what kind they are."""
 Entry = tuple[str, Sequence[float]]
@@ -24,6 +26,14 @@ def colour_table(scene: Any, kind: str, name: str, entries: Sequence[Entry]) -> 
     for index, (title, colour) in enumerate(entries):
         table.SetColor(index, title, *[float(part) for part in colour], 1.0)
     return table
+
+
+def ramp(stops: Sequence[Sequence[float]], count: int = 256) -> list[Entry]:
+    """Colours that go evenly from one stop to the next."""
+    at = np.linspace(0, len(stops) - 1, count)
+    parts = [np.interp(at, range(len(stops)), part) for part in np.transpose(stops)]
+    colours = zip(*parts, strict=True)
+    return [(f"{100 * n / (count - 1):.0f} %", colour) for n, colour in enumerate(colours)]
 
 
 def show_between(node: Any, lowest: float, highest: float, table: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,14 @@ class Frame:
     """One image: name, its value in the series (a time, or a number from 0), its voxels in the world.
 
     parent: world from the space in which its node is defined, which `image` takes in.
+    node: that node; a sequence's lies in no scene.
     """
 
     name: str
     value: str
     image: Image
     parent: Matrix
+    node: Any = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,10 @@ class Frames:
     def images(self) -> list[Image]:
         """The images alone."""
         return [frame.image for frame in self.frames]
+
+    def taken(self, numbers: Sequence[int]) -> Frames:
+        """Some of the frames alone."""
+        return replace(self, frames=tuple(self.frames[number] for number in numbers))
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -79,6 +85,14 @@ def proxy_of(sequence: Any) -> Any:
         proxy = browser.GetProxyNode(sequence)
         if proxy is not None:
             return proxy
+    return None
+
+
+def sequence_shown_by(node: Any) -> Any:
+    """The sequence whose frames a node shows one at a time; None for a node that stands for itself."""
+    for browser in _browsers(node.GetScene()):
+        if browser.IsProxyNodeID(node.GetID()):
+            return browser.GetSequenceNode(node)
     return None
 
 
@@ -123,7 +137,7 @@ def _frame(node: Any, name: str, value: str, parent: Matrix) -> Frame:
             f"'{name}' has {array.shape[3]} values per voxel (a colour or vector volume): convert it with "
             "the Vector to Scalar Volume module and choose the result."
         )
-    return Frame(name, value, Image(array, parent @ local_from_voxel(node), name), parent)
+    return Frame(name, value, Image(array, parent @ local_from_voxel(node), name), parent, node)
 
 
 def _master_of(browser: Any) -> Any:

@@ -22,6 +22,7 @@ def rows_of_group(report: Mapping[str, Any], names: Sequence[str]) -> list[Row]:
         Row("Common space", after=one_line(where)),
         *_similarity_rows(report.get("similarity") or {}),
         *length_rows("Inverse error", report.get("inverse_consistency_mm"), "{:.4f}"),
+        *length_rows("Inverse error of the transform nodes", report.get("inverse_in_slicer_mm"), "{:.4f}"),
         *length_rows("Drift of the middle", report.get("drift_mm"), "{:.3f}"),
         *(row for number, name in enumerate(names) for row in _image_rows(report, number, one_line(name))),
         *closing_rows(report),

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from DiffeoRegLib.exchange import Image
-from DiffeoRegPanel.nodes.colours import Entry, colour_table, show_between
+from DiffeoRegPanel.nodes.colours import colour_table, ramp, show_between
 from DiffeoRegPanel.nodes.volumes import volume_on
 
 REGULARISER = "DiffeoReg.Regulariser"
 STOPS = ((1.0, 1.0, 0.8), (0.55, 0.82, 0.73), (0.16, 0.55, 0.74), (0.14, 0.2, 0.5), (0.05, 0.03, 0.2))
 """From narrow, light, to wide, dark."""
-COUNT = 256
 
 
 def regulariser_on(volume: Any, image: Image, name: str, widest_mm: float, *, node: Any = None) -> Any:
@@ -24,7 +21,7 @@ def regulariser_on(volume: Any, image: Image, name: str, widest_mm: float, *, no
     """
     node = volume_on(volume, image, name, node=node)
     node.SetAttribute(REGULARISER, "mm")
-    table = colour_table(node.GetScene(), "width", "Regulariser width", _entries())
+    table = colour_table(node.GetScene(), "width", "Regulariser width", ramp(STOPS))
     show_between(node, 0.0, widest_mm, table)
     return node
 
@@ -32,9 +29,3 @@ def regulariser_on(volume: Any, image: Image, name: str, widest_mm: float, *, no
 def widest_of(images: Sequence[Image]) -> float:
     """The largest width in some images, mm: the end of the window that suits all of them."""
     return max(float(image.array.max()) for image in images)
-
-
-def _entries() -> list[Entry]:
-    stops, at = np.array(STOPS), np.linspace(0, len(STOPS) - 1, COUNT)
-    colours = [np.interp(at, range(len(STOPS)), stops[:, part]) for part in range(3)]
-    return [(f"{100 * n / (COUNT - 1):.0f} %", colour) for n, colour in enumerate(zip(*colours, strict=True))]

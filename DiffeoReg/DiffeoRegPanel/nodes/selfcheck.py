@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,12 +47,14 @@ def check_transform(
     moved: Image | NDArray[Any],
     background: float | None = None,
     interpolation: str = "linear",
+    most_voxels: int = MOST_VOXELS,
 ) -> SelfCheck:
     """Compare the moving volume, resampled once by VTK through the node, with the engine's moved image.
 
     node: over the moving volume, whether or not it is put there already.  moved: (k, j, i) on the fixed
     volume's voxels.  background: the engine's value outside the moving volume; None = the volume's smallest,
-    which the engine takes.  interpolation: linear, nearest or cubic, what the engine used.
+    which the engine takes.  interpolation: linear, nearest or cubic, what the engine used.  most_voxels: are
+    compared.
     Nothing is added to the scene.  Raises InputError when `moved` does not have the fixed volume's shape.
     """
     engine = moved.array if isinstance(moved, Image) else np.asarray(moved)
@@ -60,7 +62,7 @@ def check_transform(
         raise InputError(
             f"The moved image does not have the voxels of '{fixed.GetName()}' any more: register again."
         )
-    chain, strides = _moving_from_fixed_voxel(node, moving, fixed), _strides(engine.shape)
+    chain, strides = _moving_from_fixed_voxel(node, moving, fixed), _strides(engine.shape, most_voxels)
     low, high = _range(array_of(moving))
     outside = low if background is None else background
     shown = _resliced(moving, chain, engine.shape, strides, outside, interpolation)
@@ -100,24 +102,31 @@ def _judged(
     share = worst / span if span > 0 else (0.0 if worst == 0 else float("inf"))
     lost = float(left_out.mean())
     ok = share <= LIMIT and lost <= MOST_LEFT_OUT[interpolation]
-    return SelfCheck(worst, share, lost, ok, _sentence(ok, worst, share, lost))
+    check = SelfCheck(worst, share, lost, ok, "")
+    return replace(check, sentence=_sentence(check))
 
 
-def _sentence(ok: bool, worst: float, share: float, lost: float) -> str:
-    aside = f", {100 * lost:.2g} % of the voxels at the border of the moving volume left out" if lost else ""
-    measured = f"largest difference {worst:.3g}, {100 * share:.2g} % of the intensity range{aside}"
-    if ok:
-        return f"The transform node moves the image exactly as the registration did ({measured})."
+def measured(check: SelfCheck) -> str:
+    """The numbers of a check, as a sentence has them in brackets."""
+    lost = 100 * check.share_left_out
+    aside = f", {lost:.2g} % of the voxels at the border of the moving volume left out" if lost else ""
+    share = 100 * check.share_of_range
+    return f"largest difference {check.max_difference:.3g}, {share:.2g} % of the intensity range{aside}"
+
+
+def _sentence(check: SelfCheck) -> str:
+    if check.ok:
+        return f"The transform node moves the image exactly as the registration did ({measured(check)})."
     return (
-        f"The transform node does not move the image as the registration did ({measured}): do not use this "
-        "result, and please report it with the log."
+        f"The transform node does not move the image as the registration did ({measured(check)}): do not use "
+        "this result, and please report it with the log."
     )
 
 
-def _strides(shape: tuple[int, ...]) -> list[int]:
+def _strides(shape: tuple[int, ...], most_voxels: int) -> list[int]:
     """Steps along k, j, i, so that not too many voxels are left; the finest axis is thinned first."""
     strides = [1, 1, 1]
-    while np.prod([-(-n // s) for n, s in zip(shape, strides, strict=True)]) > MOST_VOXELS:
+    while np.prod([-(-n // s) for n, s in zip(shape, strides, strict=True)]) > most_voxels:
         counts = [n / s for n, s in zip(shape, strides, strict=True)]
         strides[int(np.argmax(counts))] += 1
     return strides

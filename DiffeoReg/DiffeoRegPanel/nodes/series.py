@@ -12,7 +12,7 @@ import slicer
 
 from DiffeoRegLib.errors import InputError
 from DiffeoRegLib.exchange import Image
-from DiffeoRegPanel.nodes.colours import show_between
+from DiffeoRegPanel.nodes.colours import colour_table, ramp, show_between
 from DiffeoRegPanel.nodes.frames import Frames
 from DiffeoRegPanel.nodes.layers import chain
 from DiffeoRegPanel.nodes.places import KJI, remember_parent, vtk_from_matrix
@@ -23,6 +23,8 @@ from DiffeoRegPanel.nodes.volumes import vtk_image
 
 FRAMES_PER_SECOND = 5.0
 SHOWN_PERCENT = 99.5
+STOPS = ((0.0, 0.0, 0.1), (0.35, 0.05, 0.45), (0.8, 0.2, 0.3), (0.98, 0.6, 0.1), (1.0, 1.0, 0.75))
+"""Of the uncertainty: from sure, dark, to unsure, light."""
 
 
 class Ways(NamedTuple):
@@ -88,7 +90,8 @@ def series_nodes(
         if uncertainty is not None:
             most = max(float(np.nanpercentile(image.array, SHOWN_PERCENT)) for image in uncertainty)
             proxy = found.browser.GetProxyNode(found.uncertainty)
-            show_between(proxy, 0.0, max(most, 1e-6), proxy.GetDisplayNode().GetColorNode())
+            table = colour_table(scene, "uncertainty", "Uncertainty", ramp(STOPS))
+            show_between(proxy, 0.0, max(most, 1e-6), table)
     return found
 
 

@@ -129,11 +129,19 @@ def inverse_error_mm(node: Any, inverse_node: Any, points: NDArray[np.float64]) 
 
     T^-1 is once that of the inverse node, once VTK's numeric inverse of `node`; the larger numbers count.
     """
-    forward = _world_transform(node)
+    return _largest_error(_world_transform(node), _world_transform(inverse_node), points)
+
+
+def ways_error_mm(node: Any, back: Parts, points: NDArray[np.float64]) -> dict[str, float]:
+    """As `inverse_error_mm`, with the parts of T^-1 instead of a node."""
+    return _largest_error(_world_transform(node), transform_from_parts(back), points)
+
+
+def _largest_error(forward: Any, inverse: Any, points: NDArray[np.float64]) -> dict[str, float]:
+    """Once through the inverse given, once through VTK's own."""
     there = mapped(forward, points)
     errors = [
-        np.linalg.norm(mapped(back, there) - points, axis=1)
-        for back in (_world_transform(inverse_node), forward.GetInverse())
+        np.linalg.norm(mapped(back, there) - points, axis=1) for back in (inverse, forward.GetInverse())
     ]
     measures = {"mean": np.mean, "p95": lambda e: np.percentile(e, 95), "max": np.max}
     return {name: max(float(measure(error)) for error in errors) for name, measure in measures.items()}

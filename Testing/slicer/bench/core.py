@@ -99,6 +99,7 @@ def _module_logics(scene: Any, application: Any) -> dict[str, Any]:
         "Volumes": slicer.vtkSlicerVolumesLogic,
         "Segmentations": slicer.vtkSlicerSegmentationsModuleLogic,
         "Transforms": slicer.vtkSlicerTransformLogic,
+        "Markups": slicer.vtkSlicerMarkupsLogic,
         "Sequences": slicer.vtkSlicerSequencesLogic,
         "SubjectHierarchy": slicer.vtkSlicerSubjectHierarchyModuleLogic,
     }
