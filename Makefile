@@ -1,6 +1,8 @@
 # make demo    register the shipped pair, or your own: make demo FIXED=a.nii.gz MOVING=b.nii.gz
 # make test    everything that must hold: lint, format, types, tests
 # make pictures  draw the pictures in Resources/Screenshots: slice views and the panel
+# make docs    write the page of the Python interface from the docstrings
+# make results DATA=folder   every method and the peers on public pairs: a page of figures
 # make help    all commands and variables
 
 PYTHON ?=
@@ -13,8 +15,9 @@ BIN := $(VENV)/bin
 SAMPLES := Resources/SampleData/hippocampus
 OUT ?= build/demo
 PICTURES ?= Resources/Screenshots
+RESULTS ?= build/results
 
-.PHONY: help demo test lint format types check pictures clean distclean
+.PHONY: help demo test lint format types check pictures docs results clean distclean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -25,6 +28,9 @@ help:
 	@echo "make test     install, then ruff, mypy and pytest (JOBS=$(JOBS) at a time)"
 	@echo "make lint, types, check   only that part: ruff and house rules / mypy / pytest"
 	@echo "make pictures install, then draw slice views and the Slicer panel into $(PICTURES)"
+	@echo "make docs     write Resources/docs/api.md from the docstrings"
+	@echo "make results DATA=folder   install, then run what is missing of the page of results, and write it"
+	@echo "              optional: PEER_PYTHON= (an interpreter with the peers)  RESULTS=$(RESULTS)  FLAGS=\"--set brain --plan\""
 	@echo "make format   rewrite the sources in the project's format"
 	@echo "make clean    remove what was built; make distclean: the environment too"
 	@echo "PYTHON=path   which Python (3.11 or newer) makes the environment"
@@ -97,6 +103,7 @@ lint: $(VENV)/.tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python tools/lint_architecture.py
+	$(BIN)/python tools/check_index.py
 
 types: $(VENV)/.tests
 	$(BIN)/mypy
@@ -108,6 +115,14 @@ check: $(VENV)/.tests $(VENV)/.libraries
 pictures: $(VENV)/.tests $(VENV)/.libraries
 	OMP_NUM_THREADS=1 QT_QPA_PLATFORM=offscreen VTK_DEFAULT_OPENGL_WINDOW=vtkEGLRenderWindow \
 	    PYTHONWARNDEFAULTENCODING=1 $(BIN)/python -m Testing.slicer.pictures "$(PICTURES)"
+
+docs: $(VENV)/.python
+	$(BIN)/python tools/write_api.py
+
+# Rows that are there are kept: a run that was stopped goes on.
+results: $(VENV)/.demo
+	@PYTHONPATH=. $(BIN)/python Testing/benchmarks/results.py --out "$(RESULTS)" $(if $(DATA),--data "$(DATA)") \
+	    $(if $(PEER_PYTHON),--peer-python "$(PEER_PYTHON)") $(FLAGS)
 
 format: $(VENV)/.tests
 	$(BIN)/ruff check --fix .

@@ -26,6 +26,8 @@ class Pair:
     moving_points_mm: Points | None = None
     fixed_mask: Path | None = None
     moving_mask: Path | None = None
+    fixed_lesion: Path | None = None  # shown by the fixed image only; labels are not compared there
+    regions: Path | None = None  # label map of the moving image, for methods with a stiffness per region
     one_modality: bool = True
     start: str = "affine"  # or "identity"
     outside: float = 0.0

@@ -204,6 +204,8 @@ class Truth:
         read = {name: getattr(pair, name) for name in ("fixed_labels", "moving_labels", "fixed_mask")}
         images = {name: sitk.ReadImage(str(path)) if path else None for name, path in read.items()}
         self.fixed_labels, self.moving_labels = images["fixed_labels"], images["moving_labels"]
+        lesion = pair.fixed_lesion
+        self.lesion = sitk.GetArrayFromImage(sitk.ReadImage(str(lesion))) != 0 if lesion else None
         self.where = foreground(self.fixed, self.fixed_labels, images["fixed_mask"])
 
     def scores(
@@ -240,6 +242,8 @@ class Truth:
         fixed, warped = (
             sitk.GetArrayFromImage(image).astype(np.int64) for image in (self.fixed_labels, moved)
         )
+        if self.lesion is not None:
+            fixed[self.lesion] = warped[self.lesion] = 0
         labels = [int(label) for label in np.intersect1d(np.unique(fixed), original) if label != 0]
         per_label = dice(fixed, warped, labels)
         result: dict[str, Any] = {"dice": float(np.mean(list(per_label.values()))), "labels": len(labels)}

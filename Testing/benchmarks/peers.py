@@ -60,7 +60,11 @@ OURS = {
     # its weights are not shipped: --ours-args "--weights FILE"
     "ours-voxelmorph-network": ("--method", "voxelmorph", "--effort", "fast"),
 }
-PRESETS = {"brain": "brain-mr", "lung": "lung-ct", "liver": "abdomen", "abdomen": "abdomen"}
+PRESETS = {
+    **dict.fromkeys(("brain", "tumour", "hippocampus"), "brain-mr"),
+    **dict.fromkeys(("liver", "abdomen"), "abdomen"),
+    "lung": "lung-ct",
+}
 DEFAULT_METHODS = "ours,ours-fast,greedy,greedy-fast,ants-syn,demons,demons-fast,elastix,convexadam,fireants"
 # Ours reports these phases outside registration proper; everything else counts.
 NOT_REGISTERING = ("read", "writ", "measur", "report", "resampl", "warp", "check", "total")
