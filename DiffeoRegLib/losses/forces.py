@@ -161,6 +161,14 @@ def _information_forces(fixed: Tensor, moving: Tensor, weight: Tensor) -> Forces
     return Forces(float(value.detach()), by_first.view_as(fixed), by_second.view_as(moving), 1.0)
 
 
+PLAIN: dict[str, Similarity] = {
+    "nmi": mutual_information,
+    "mse": squared_difference,
+    "mind": squared_difference,
+}
+"""Those without windows."""
+
+
 def similarity_forces(name: str, radii: Sequence[int]) -> Similarity:
     """The forces of a similarity by name; radii: window radii in blocks per axis, where it has windows.
 
@@ -171,8 +179,6 @@ def similarity_forces(name: str, radii: Sequence[int]) -> Similarity:
         return local_correlation(radii, squared=name == "lncc-squared")
     if name == "mk-lncc":
         return multi_kernel_correlation([[k * r for r in radii] for k in (1, 2, 4)], [0.1, 0.3, 0.6])
-    if name == "nmi":
-        return mutual_information
-    if name in ("mse", "mind"):
-        return squared_difference
+    if name in PLAIN:
+        return PLAIN[name]
     raise UnknownNameError("similarity", name, SIMILARITIES)

@@ -21,6 +21,8 @@ from DiffeoRegLib.space.sample import identity_vox, warp
 from DiffeoRegLib.volumes.pair import Pair
 
 Similarity = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+PLAIN: dict[str, Callable[..., Tensor]] = {"mk-lncc": mk_lncc, "mse": mse}
+"""Those that need no more than two images and a mask; a new one is added here and in `losses/forces.py`."""
 
 
 def similarity_named(name: str, grid: Grid, window_vox: float) -> Similarity:
@@ -31,10 +33,9 @@ def similarity_named(name: str, grid: Grid, window_vox: float) -> Similarity:
     """
     window = max(3, 2 * round((window_vox - 1) / 2) + 1)
     known: dict[str, Callable[..., Tensor]] = {
+        **PLAIN,
         "lncc": partial(lncc, window=window),
         "lncc-squared": partial(lncc, window=window, squared=True),
-        "mk-lncc": mk_lncc,
-        "mse": mse,
         "nmi": partial(nmi, fixed_range=(0.0, 1.0), warped_range=(0.0, 1.0)),
         "mind": partial(mind_loss, spacing=grid.spacing),
     }

@@ -1,40 +1,14 @@
-"""The README names what exists: its Python, its commands and their flags, its links."""
+"""The README and the Makefile agree with the command; what all pages share is in test_docs.py."""
 
 from __future__ import annotations
 
-import ast
-import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-
-def names_in(repository: Path, module: str) -> set[str]:
-    """What a module of the README offers; that of Slicer is only read, as it cannot be imported here."""
-    if module != "DiffeoReg":
-        return set(dir(importlib.import_module(module)))
-    source = (repository / "DiffeoReg" / "DiffeoReg.py").read_text(encoding="utf-8")
-    return {node.name for node in ast.parse(source).body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
-
-
-def test_python_of_the_readme_names_what_exists(repository: Path) -> None:
-    blocks = re.findall(
-        r"```python\n(.*?)```", (repository / "README.md").read_text(encoding="utf-8"), re.DOTALL
-    )
-    assert blocks
-    for node in ast.walk(ast.parse("\n".join(blocks))):
-        if isinstance(node, ast.ImportFrom):
-            known = names_in(repository, str(node.module))
-            assert {alias.name for alias in node.names} <= known
-
-
-def shell_lines(repository: Path) -> list[str]:
-    """Lines of the README that call the command, without their comments."""
-    text = (repository / "README.md").read_text(encoding="utf-8")
-    return [line.split("#")[0] for line in text.splitlines() if line.startswith("diffeoreg ")]
+from DiffeoRegLib.cli.arguments import build_parser
+from Testing import documents
 
 
 def help_of(repository: Path, subcommand: str) -> str:
@@ -49,41 +23,37 @@ def help_of(repository: Path, subcommand: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    "subcommand",
-    ["register", "apply", "evaluate", "methods", "train", "import-weights", "batch", "group", "template"],
-)
-def test_commands_of_the_readme_exist_with_their_flags(repository: Path, subcommand: str) -> None:
-    lines = [line for line in shell_lines(repository) if line.split()[1] == subcommand]
-    assert lines
-    if subcommand == "register":
-        lines.append((repository / "Makefile").read_text(encoding="utf-8").split("demo: $(VENV)/.demo")[1])
-        lines[-1] = lines[-1].split("@echo")[0]
-    flags = set(re.findall(r"(?<=[\s,])--?[a-z][a-z-]*", " ".join(lines))) - {"-m"}
-    shown = help_of(repository, subcommand)
+def test_the_demo_of_the_makefile_uses_flags_that_exist(repository: Path) -> None:
+    recipe = (repository / "Makefile").read_text(encoding="utf-8").split("demo: $(VENV)/.demo")[1]
+    flags = set(re.findall(r"(?<=[\s,])--?[a-z][a-z-]*", recipe.split("@echo")[0])) - {"-m"}
+    assert "--fixed-seg" in flags
+    shown = help_of(repository, "register")
     assert {flag for flag in flags if not re.search(rf"(?<![\w-]){flag}(?![\w-])", shown)} == set()
 
 
-def test_the_readme_shows_only_commands_that_are_tested(repository: Path) -> None:
-    assert {line.split()[1] for line in shell_lines(repository)} == {
-        "register",
-        "apply",
-        "evaluate",
-        "methods",
-        "batch",
-        "group",
-        "template",
-        "shoot",
-        "train",
-        "import-weights",
-    }
+def test_every_subcommand_is_shown_on_a_page() -> None:
+    shown = {line.split()[1] for page in documents.PAGES for line in documents.commands(page)}
+    assert len(shown) > 8
+    assert shown == subcommands()
 
 
-@pytest.mark.parametrize("page", ["README.md", "Resources/docs/changes.md", "Resources/docs/results.md"])
-def test_links_between_pages_lead_somewhere(repository: Path, page: str) -> None:
-    text = (repository / page).read_text(encoding="utf-8")
-    targets = [t for t in re.findall(r"\]\(([^)#]+)", text) if not t.startswith("http")]
-    assert [t for t in targets if not ((repository / page).parent / t).exists()] == []
+def subcommands() -> set[str]:
+    """Names of the commands, from the lines of the help."""
+    text = build_parser().format_help().split("positional arguments:")[1].split("options:")[0]
+    return set(re.findall(r"^ {4}([a-z][\w-]+)", text, re.MULTILINE))
 
 
-# --- shipped images -----------------------------------------------------------------------------------------
+def test_the_readme_shows_the_commands_users_need_first() -> None:
+    shown = {line.split()[1] for line in documents.commands(documents.README)}
+    assert {"register", "apply", "evaluate", "batch", "group", "template", "methods", "device"} <= shown
+
+
+def test_the_readme_says_where_the_first_command_and_the_panel_are(repository: Path) -> None:
+    text = documents.README.read_text(encoding="utf-8")
+    assert "make demo" in text
+    module = (repository / "DiffeoReg" / "DiffeoReg.py").read_text(encoding="utf-8")
+    (title,) = re.findall(r'parent\.title = _\("([^"]+)"\)', module)
+    assert title in text
+    samples = (repository / "DiffeoReg" / "DiffeoRegPanel" / "samples.py").read_text(encoding="utf-8")
+    for name in re.findall(r"\*\*(DiffeoReg\w+)\*\*", text):
+        assert f'"{name}"' in samples
