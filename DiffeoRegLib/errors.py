@@ -74,3 +74,15 @@ class ClusterError(DiffeoRegError):
 
 class Cancelled(DiffeoRegError):
     """The user stopped the run; nothing was written."""
+
+
+NO_MEMORY = ("not enough memory", "out of memory", "allocate memory", "bad_alloc")
+"""How torch and ITK say it where they have no exception of their own for it."""
+
+
+def out_of_memory(problem: BaseException) -> bool:
+    """True if an exception of any library says that there was no memory left."""
+    if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
+        return True
+    words = str(problem).lower()
+    return isinstance(problem, RuntimeError) and any(part in words for part in NO_MEMORY)

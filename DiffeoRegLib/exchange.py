@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from DiffeoRegLib.errors import FileFormatError, OutputError
 
+NUMBERS = "biuf"
+"""Kinds of numpy types that voxels are of; objects, for one, are pointers into memory."""
 RAW = "raw array"  # the key that marks an image among the other entries of the JSON file
 
 
@@ -57,7 +59,8 @@ def unpack(folder: Path, name: str) -> Any:
     path = folder / f"{name}.json"
     try:
         return _with_arrays(json.loads(path.read_text(encoding="utf-8")), folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SyntaxError, RecursionError) as error:
+        # SyntaxError: numpy parses the name of a number type.
         raise FileFormatError(f"The exchange file '{path.name}' cannot be read: {error}.") from error
 
 
@@ -91,7 +94,10 @@ def _with_arrays(value: Any, folder: Path) -> Any:
     if RAW not in value:
         return {key: _with_arrays(item, folder) for key, item in value.items()}
     path = folder / Path(value[RAW]).name  # a name only: nothing outside the folder is ever read
-    array = np.fromfile(path, dtype=np.dtype(value["dtype"]))
+    kind = np.dtype(value["dtype"])
+    if kind.kind not in NUMBERS or kind.subdtype is not None:
+        raise ValueError(f"'{path.name}' does not hold numbers but {kind}")
+    array = np.fromfile(path, dtype=kind)
     if array.size != math.prod(value["shape"]):
         raise ValueError(f"'{path.name}' holds {array.size} values, not {value['shape']}")
     return Image(

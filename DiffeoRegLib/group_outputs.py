@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from DiffeoRegLib.cells import cell
 from DiffeoRegLib.errors import OutputError, OutputExistsError, SettingsError
 from DiffeoRegLib.groupwise import GroupResult
 from DiffeoRegLib.outputs import staging, stored_form, undisturbed
@@ -111,7 +112,7 @@ def _write_transforms(stage: Path, result: GroupResult, images: Sequence[Volume]
         for name, transform, grid in zip(names, (there, back), (result.view, image.grid), strict=True):
             whole = stored_form(transform) if form == "h5" else transform
             write_transform(whole, stage / name, displacement_grid=grid)
-        rows.append((str(number), image.name, *names))
+        rows.append((str(number), cell(image.name), *names))
     with (stage / TABLE).open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(rows)
 

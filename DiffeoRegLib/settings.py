@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Literal
 
 from DiffeoRegLib.errors import SettingsError, UnknownNameError
@@ -25,6 +26,13 @@ POSITIVE = (
     "working_spacing_mm", "window_vox", "update_sigma", "regularity", "memory_limit_gb", "preweight_sigma",
 )  # fmt: skip
 NOT_NEGATIVE = ("velocity_sigma", "guidance_weight", "padding_mm", "taper_mm", "kinetic")
+ALWAYS_NUMBERS = ("regularity", "guidance_weight", "padding_mm")
+LISTS = ("levels_mm", "iterations", "kernel_sigmas", "kernel_weights")
+TEXTS = (
+    "method", "preset", "effort", "init", "device", "interpolation", "kernel_units", "similarity",
+    "integrator",
+)  # fmt: skip
+MAY_BE_NONE = ("similarity", "integrator")
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,7 @@ class Settings:
     extras: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._check_types()
         for what, name, known in (
             ("preset", self.preset, PRESETS),
             ("effort", self.effort, EFFORTS),
@@ -121,6 +130,29 @@ class Settings:
         if counts is not None and not (counts and all(_whole(count, 0) for count in counts)):
             raise SettingsError(f"Iterations per level must be whole numbers of at least 0, not {counts}.")
 
+    def _check_types(self) -> None:
+        """Raises SettingsError for a value of another type: a program may send anything."""
+        for name in TEXTS:
+            value = getattr(self, name)
+            if not (isinstance(value, str) or (value is None and name in MAY_BE_NONE)):
+                raise SettingsError(f"{name} must be a name, not {value!r}.")
+        for name in (*POSITIVE, *NOT_NEGATIVE):
+            value = getattr(self, name)
+            if not (_number(value) or (value is None and name not in ALWAYS_NUMBERS)):
+                raise SettingsError(f"{name} must be a number, not {value!r}.")
+        for name in LISTS:
+            value = getattr(self, name)
+            if value is not None and not (
+                isinstance(value, tuple | list) and all(isinstance(v, Real) for v in value)
+            ):
+                raise SettingsError(f"{name} must be a list of numbers, not {value!r}.")
+        if not (isinstance(self.seed, int) and -(2**63) <= self.seed < 2**63):
+            raise SettingsError(f"seed must be a whole number of at most 63 bits, not {self.seed!r}.")
+        if self.large_displacement not in (None, True, False):
+            raise SettingsError(f"large_displacement must be true or false, not {self.large_displacement!r}.")
+        if not isinstance(self.extras, Mapping):
+            raise SettingsError(f"extras must hold settings by name, not {self.extras!r}.")
+
     def _check_kernels(self) -> None:
         sigmas, weights = self.kernel_sigmas, self.kernel_weights
         if sigmas is not None and not (sigmas and all(0 < sigma < math.inf for sigma in sigmas)):
@@ -150,6 +182,10 @@ class Settings:
     def with_changes(self, **changes: Any) -> Settings:
         """A copy with some fields changed; raises SettingsError for bad values."""
         return dataclasses.replace(self, **changes)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _whole(value: object, least: int) -> bool:

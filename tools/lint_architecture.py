@@ -36,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("settings", "catalog", "exchange", "waiting", "stiffness"),
     ("method_cards",),
     ("cards",),
-    ("plain", "whole_file"),
+    ("plain", "whole_file", "main_memory", "cells"),
     ("errors",),
 )
 HEIGHT = {room: len(LAYERS) - level for level, rooms in enumerate(LAYERS) for room in rooms}
@@ -51,6 +51,22 @@ UNSAFE_MODULES = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve"
 ONE_DOOR = PurePosixPath(ENGINE, "space", "sample.py")
 BEHIND_THE_DOOR = ("grid_sample", "affine_grid", "from_numpy")
 MAX_LINES = 400
+# What turns text into code, or a file into any object.
+RUNS_TEXT = (
+    "eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.jit.load", "torch.save",
+    "runpy.run_path", "runpy.run_module",
+)  # fmt: skip
+LOADS_OBJECTS = ("UnsafeLoader", "FullLoader", "unsafe_load", "full_load", "unsafe_load_all", "full_load_all")
+# The one door to the network, and where workers on other computers are talked to.
+DOWNLOAD = PurePosixPath(PANEL, "DiffeoRegPanel", "download.py")
+WITH_WORKERS = (
+    PurePosixPath(ENGINE, "cohorts", "pools.py"), PurePosixPath(ENGINE, "cli", "batch.py"),
+    PurePosixPath(ENGINE, "cli", "batch_worker.py"),
+)  # fmt: skip
+NETWORK = (
+    "socket", "socketserver", "ssl", "http", "urllib.request", "urllib.error", "urllib3", "requests", "httpx",
+    "aiohttp", "ftplib", "smtplib", "telnetlib", "xmlrpc", "webbrowser", "huggingface_hub",
+)  # fmt: skip
 
 Remark = tuple[int, str]
 Node = TypeVar("Node", bound=ast.AST)
@@ -220,11 +236,41 @@ def short_files(source: Source) -> Iterator[Remark]:
         yield 1, f"{lines} lines, at most {MAX_LINES}: split it"
 
 
+def nothing_runs(source: Source) -> Iterator[Remark]:
+    """No text becomes code, and no command goes through a shell."""
+    for call in source.nodes(ast.Call):
+        name = ast.unparse(call.func)
+        shell = any(k.arg == "shell" and ast.unparse(k.value) != "False" for k in call.keywords)
+        if shell or name in RUNS_TEXT or name.startswith("torch.hub."):
+            yield call.lineno, f"{name} runs a text or a download as code"
+    for node in source.nodes(ast.Attribute):
+        if node.attr in LOADS_OBJECTS:
+            yield node.lineno, f"{node.attr} makes objects of what a file says: use yaml.SafeLoader"
+
+
+def nothing_sent(source: Source) -> Iterator[Remark]:
+    """One door to the network, which is opened by a button; Dask's workers behind another."""
+    for line, name in source.imports():
+        if source.path != DOWNLOAD and any(f"{name}.".startswith(f"{known}.") for known in NETWORK):
+            yield line, f"imports {name}: only {DOWNLOAD} may reach the network"
+        if source.path not in WITH_WORKERS and name.split(".")[0] in ("dask", "distributed", "dask_jobqueue"):
+            yield line, f"imports {name}: only {WITH_WORKERS[0]} has workers elsewhere"
+
+
 Rule = Callable[[Source], Iterator[Remark]]
 EVERYWHERE: tuple[Rule, ...] = (nothing_unsafe, nothing_swallowed, nothing_unfinished, short_files)
 RULES: dict[str, tuple[Rule, ...]] = {
-    ENGINE: (import_direction, torch_free, no_slicer, one_door, no_print, *EVERYWHERE),
-    PANEL: (panel_without_torch, *EVERYWHERE),
+    ENGINE: (
+        import_direction,
+        torch_free,
+        no_slicer,
+        one_door,
+        no_print,
+        nothing_runs,
+        nothing_sent,
+        *EVERYWHERE,
+    ),
+    PANEL: (panel_without_torch, nothing_runs, nothing_sent, *EVERYWHERE),
 }
 
 

@@ -20,6 +20,7 @@ from DiffeoRegLib.errors import (
     InputError,
     MemoryLimitError,
     OutputError,
+    out_of_memory,
 )
 from DiffeoRegLib.waiting import choose_waiting
 
@@ -54,7 +55,7 @@ def exit_status(problem: BaseException) -> int:
         return BAD_OUTPUT
     if isinstance(problem, Cancelled):
         return CANCELLED
-    if isinstance(problem, (MemoryLimitError, MemoryError)) or type(problem).__name__ == "OutOfMemoryError":
+    if isinstance(problem, MemoryLimitError) or out_of_memory(problem):
         return NO_MEMORY
     return UNEXPECTED
 
@@ -66,7 +67,7 @@ def sentence(problem: BaseException, status: int) -> str:
         return (
             f"Unexpected {type(problem).__name__}: {text} (run again with --debug for the details to report)"
         )
-    if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
+    if out_of_memory(problem):
         return "Out of memory: use --memory-limit-gb, a larger --working-spacing-mm, or --device cpu."
     return text
 

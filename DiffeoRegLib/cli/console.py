@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TextIO
 
+from DiffeoRegLib.cells import visible
+
 PLAIN_STEP = 0.05  # without a terminal, a line per 5 % keeps log files short
 
 
@@ -76,7 +78,7 @@ class JsonConsole:
     def error(self, message: str, kind: str, exit_code: int) -> None:
         """Event `error`, and the sentence on the error stream as without --json."""
         self._event("error", message=message, kind=kind, exit_code=exit_code)
-        self._errors.write(f"diffeoreg: {message}\n")
+        self._errors.write(f"diffeoreg: {visible(message)}\n")
 
     def close(self) -> None:
         """Nothing to restore."""
@@ -97,22 +99,22 @@ class PlainConsole:
             return
         self._shown, self._phase = fraction, phase
         tail = "" if left is None else f" ({duration(left)} left)"
-        self._errors.write(f"{fraction:4.0%} {phase}: {message}{tail}\n")
+        self._errors.write(visible(f"{fraction:4.0%} {phase}: {message}{tail}") + "\n")
         self._errors.flush()
 
     def log(self, message: str) -> None:
         """A line."""
         if not self._quiet:
-            self._errors.write(message + "\n")
+            self._errors.write(visible(message) + "\n")
 
     def result(self, text: str, data: Mapping[str, Any]) -> None:
         """The text."""
-        self._stream.write(text + "\n")
+        self._stream.write(visible(text) + "\n")
         self._stream.flush()
 
     def error(self, message: str, kind: str, exit_code: int) -> None:
         """One line on the error stream."""
-        self._errors.write(f"diffeoreg: {message}\n")
+        self._errors.write(f"diffeoreg: {visible(message)}\n")
 
     def close(self) -> None:
         """Nothing to restore."""
@@ -127,12 +129,12 @@ class BarConsole(PlainConsole):
 
         super().__init__(stream, errors)
         self._bar = Progress(
-            TextColumn("{task.description}", style="bold"),
+            TextColumn("{task.description}", style="bold", markup=False),  # names of files
             BarColumn(bar_width=28),
             TaskProgressColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}", style="cyan"),
-            TextColumn("{task.fields[message]}", style="dim"),
+            TextColumn("{task.fields[message]}", style="dim", markup=False),
             console=Terminal(file=errors),
             transient=True,
         )
@@ -146,11 +148,13 @@ class BarConsole(PlainConsole):
             self._started = True
         left = self._left.seconds(fraction)
         tail = "" if left is None else f"{duration(left)} left"
-        self._bar.update(self._task, completed=fraction, description=phase, message=message, left=tail)
+        self._bar.update(
+            self._task, completed=fraction, description=phase, message=visible(message), left=tail
+        )
 
     def log(self, message: str) -> None:
         """A line above the bar."""
-        self._bar.console.print(message, markup=False, highlight=False)
+        self._bar.console.print(visible(message), markup=False, highlight=False)
 
     def close(self) -> None:
         """Remove the bar."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from DiffeoRegLib import pipeline
 from DiffeoRegLib.catalog import card
+from DiffeoRegLib.cells import cell
 from DiffeoRegLib.cli.console import Console, table
 from DiffeoRegLib.cli.inputs import settings_from
 from DiffeoRegLib.device import set_threads
@@ -235,7 +236,7 @@ def as_csv(rows: Sequence[Row]) -> str:
     for row in rows:
         values = [row.numbers.get(name) for name in NUMBERS] + [row.labels.get(name) for name in labels]
         cells = ["" if value is None else f"{value:.6g}" for value in values]
-        writer.writerow([row.fixed, row.moving, *cells, row.problem])
+        writer.writerow([cell(row.fixed), cell(row.moving), *cells, cell(row.problem)])
     return text.getvalue()
 
 

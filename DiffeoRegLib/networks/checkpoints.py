@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,12 +11,16 @@ from torch import Tensor, nn
 
 from DiffeoRegLib.errors import FileFormatError
 
+SHARED = 4
+"""How often the numbers of a checkpoint may be used in it: some layers share theirs."""
+
 
 def read_state(path: Path, key: str, whose: str) -> Mapping[str, Tensor]:
     """The tensors under `key` in a checkpoint file; nothing in it can run code.
 
     whose: the authors, for the sentence.  Raises FileFormatError for a file that is no such checkpoint.
     """
+    _require_unpacked(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -30,7 +35,21 @@ def read_state(path: Path, key: str, whose: str) -> Mapping[str, Tensor]:
         raise FileFormatError(
             f"{path} holds no '{key}': it is not a checkpoint of the {whose} authors' code."
         )
+    # A tensor may repeat one number along its axes: a small file then describes an immense network.
+    described = sum(value.numel() * value.element_size() for value in state.values())
+    if described > SHARED * path.stat().st_size:
+        raise FileFormatError(f"{path} describes more numbers than it holds: it is damaged, or made to harm.")
     return state
+
+
+def _require_unpacked(path: Path) -> None:
+    """Raises FileFormatError for a packed checkpoint: torch never packs, and would unpack any size."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        packed = [entry for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise FileFormatError(f"{path} was packed again after PyTorch wrote it: use the file as published.")
 
 
 def load_published(

@@ -110,6 +110,15 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str)
 
     Raises WeightsError for a missing or unknown name, a shape of another size, a value that is not finite.
     """
+    _require_fit(network, weights, source)
+    for name, value in weights.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise WeightsError(f"'{name}' in '{source}' holds values that are not finite.")
+    network.load_state_dict(dict(weights), strict=True)
+
+
+def _require_fit(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Raises WeightsError for a missing or unknown name, or a shape of another size."""
     own = network.state_dict()
     missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     if missing or unknown:
@@ -121,9 +130,6 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str)
                 f"'{name}' is {tuple(weights[name].shape)} in '{source}', but {tuple(value.shape)} in the "
                 "network: these are weights of another size."
             )
-        if weights[name].is_floating_point() and not bool(weights[name].isfinite().all()):
-            raise WeightsError(f"'{name}' in '{source}' holds values that are not finite.")
-    network.load_state_dict(dict(weights), strict=True)
 
 
 def check_network(stored: Stored, wanted: Mapping[str, Any], source: str) -> None:
@@ -168,8 +174,10 @@ def network_of(stored: Stored, source: str, precision: str = "fp32") -> nn.Modul
     """The network of these weights, in evaluation mode; raises WeightsError where it cannot be built."""
     try:
         config = build(NetworkConfig, stored.description.get("network"), "network")
+        with torch.device("meta"):  # takes no memory: a small file may describe an immense network
+            _require_fit(build_network(config, precision), stored.tensors, source)
         network = build_network(config, precision)
-    except SettingsError as error:
+    except (SettingsError, RuntimeError) as error:
         raise WeightsError(
             f"'{source}' is of a network that this version of DiffeoReg cannot build: {error}"
         ) from error

@@ -21,6 +21,8 @@ Boundary = Literal["replicate", "zero", "renormalise"]
 
 ROWS_PER_BLOCK = 32  # rows of one dense block; measured best of 16..128 on AVX-512, flat around it
 TRUNCATE_SIGMAS = 4.0
+WIDEST = 100
+"""Axes: a Gaussian of more is the mean of both borders all the same."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,16 +120,19 @@ def _growth(matrices: Sequence[Banded | None]) -> float:
     return math.prod(m.rows / m.columns for m in matrices if m is not None)
 
 
-def _kernel_matrix(n: int, weights: list[float], boundary: Boundary) -> Tensor:
-    """Dense (n, n) float64 matrix of a centred odd kernel under a border rule."""
+def _kernel_matrix(n: int, weights: list[float], boundary: Boundary, tail: float = 0.0) -> Tensor:
+    """Dense (n, n) float64 matrix of a centred odd kernel under a border rule.
+
+    tail: what the kernel has on either side of its weights, which then reach across the whole axis.
+    """
     radius = len(weights) // 2
     matrix = torch.zeros(n, n + 2 * radius, dtype=torch.float64)
     for offset, weight in enumerate(weights):
         matrix.diagonal(offset).fill_(weight)
     inside = matrix[:, radius : radius + n].clone()
     if boundary == "replicate":
-        inside[:, 0] += matrix[:, :radius].sum(1)
-        inside[:, -1] += matrix[:, radius + n :].sum(1)
+        inside[:, 0] += matrix[:, :radius].sum(1) + tail
+        inside[:, -1] += matrix[:, radius + n :].sum(1) + tail
     elif boundary == "renormalise":
         inside /= inside.sum(1, keepdim=True)
     elif boundary != "zero":
@@ -142,12 +147,14 @@ def _gaussian_matrix(
     """Sampled Gaussian of unit sum, cut at four sigmas; None where it would be the identity."""
     if not math.isfinite(sigma_vox) or sigma_vox < 0:
         raise SettingsError(f"A Gaussian needs a width of zero or more voxels, not {sigma_vox}.")
+    sigma_vox = min(sigma_vox, WIDEST * n)
     radius = int(TRUNCATE_SIGMAS * sigma_vox + 0.5)
     if radius == 0:
         return None
-    weights = [math.exp(-0.5 * (k / sigma_vox) ** 2) for k in range(-radius, radius + 1)]
-    total = sum(weights)
-    dense = _kernel_matrix(n, [w / total for w in weights], boundary)
+    half = [math.exp(-0.5 * (k / sigma_vox) ** 2) for k in range(radius + 1)]
+    total = 2 * sum(half[1:]) + half[0]
+    near = [w / total for w in half[:n]]  # those beyond meet nothing but the border
+    dense = _kernel_matrix(n, [*near[:0:-1], *near], boundary, sum(half[n:]) / total)
     return Banded.from_dense(dense.to(device=device, dtype=dtype))
 
 
@@ -160,9 +167,8 @@ def _box_matrix(
         raise SettingsError(f"A box needs a radius of zero or more voxels, not {radius}.")
     if radius == 0:
         return None
-    if boundary != "replicate":
-        radius = min(radius, n - 1)  # the rest of the window is outside and counts nothing
-    dense = _kernel_matrix(n, [1.0] * (2 * radius + 1), boundary)
+    near = min(radius, n - 1)  # the rest of the window is outside
+    dense = _kernel_matrix(n, [1.0] * (2 * near + 1), boundary, float(radius - near))
     return Banded.from_dense(dense.to(device=device, dtype=dtype))
 
 

@@ -40,7 +40,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"The settings '{path}' cannot be read: {error}.") from error
     except (yaml.YAMLError, RecursionError) as error:
-        raise SettingsError(f"'{path}' is not YAML: {_reason(error)}") from error
+        raise SettingsError(f"'{path}' is not YAML: {_reason(error)}.") from error
     if not isinstance(content, dict):
         raise SettingsError(f"'{path}' must hold settings by name, not {type(content).__name__}.")
     return content
@@ -52,11 +52,11 @@ def yaml_value(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
-        raise SettingsError(f"The value in '{where}' is not YAML: {_reason(error)}") from error
+        raise SettingsError(f"The value in '{where}' is not YAML: {_reason(error)}.") from error
 
 
 def _reason(error: Exception) -> str:
-    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+    return "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
 
 
 def _yaml() -> Any:

@@ -9,7 +9,7 @@ import SimpleITK as sitk
 
 from DiffeoRegLib.errors import FileFormatError, GeometryError
 from DiffeoRegLib.space.grid import Matrix
-from DiffeoRegLib.volumes.itk_images import read_itk, require_grey_volume
+from DiffeoRegLib.volumes.itk_images import opened, read_itk, require_claimed, require_grey_volume
 from DiffeoRegLib.volumes.placed import LPS, placed
 from DiffeoRegLib.volumes.volume import Volume
 
@@ -30,6 +30,7 @@ def read_dicom(path: Path, name: str, *, labels: bool) -> Volume:
     if len(files) < 2:
         return read_itk(files[0] if files else path, name, labels=labels)
     order, step = _sorted_slices(files, folder)
+    require_claimed(opened(order[0]), folder, len(order))
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames([str(file) for file in order])
     image = reader.Execute()

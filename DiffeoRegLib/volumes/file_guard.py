@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import os
 import secrets
 import shutil
 import struct
@@ -18,7 +20,7 @@ from DiffeoRegLib.errors import DiffeoRegError, FileFormatError, OutputError, Ou
 
 # What nibabel, ITK (RuntimeError), gzip and plain parsing raise on files that are not what they claim to be.
 FOREIGN = (OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError, TypeError, ArithmeticError)
-READ_ERRORS = (*FOREIGN, zlib.error, struct.error, ImageFileError, HeaderDataError)
+READ_ERRORS = (*FOREIGN, AttributeError, zlib.error, struct.error, csv.Error, ImageFileError, HeaderDataError)
 LONG_SUFFIXES = (".nii.gz", ".img.gz", ".hdr.gz", ".gipl.gz", ".mrk.json", ".seg.nrrd")
 
 
@@ -69,11 +71,22 @@ def reading(path: Path, what: str = "file") -> Iterator[None]:
         ) from error
 
 
+def _try_room(path: Path, size: int) -> None:
+    """Raises OSError unless the disk, its quota and the limits of this process take a file of this size."""
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+    path.unlink()
+
+
 @contextmanager
 def writing(path: Path, *, overwrite: bool, needed_bytes: int = 0) -> Iterator[Path]:
     """Gives a temporary name beside `path`; moves it there when all went well, removes it otherwise.
 
-    needed_bytes: refused beforehand where the disk has less (HDF5 may crash on a disk that fills up).
+    needed_bytes: at most; refused beforehand where a file may not be so large (HDF5 ends the whole
+    process when it cannot write).
     Raises OutputExistsError for an existing file unless `overwrite`, OutputError when writing fails.
     """
     if path.is_dir():
@@ -90,6 +103,8 @@ def writing(path: Path, *, overwrite: bool, needed_bytes: int = 0) -> Iterator[P
         )
     partial = path.with_name(f".{stem_of(path)}.{secrets.token_hex(4)}{suffix_of(path)}")
     try:
+        if needed_bytes:
+            _try_room(partial, needed_bytes)
         yield partial
         if not partial.is_file() or partial.stat().st_size == 0:
             raise OutputError(f"'{path}' could not be written: nothing arrived on the disk. Is it full?")

@@ -31,9 +31,7 @@ def read_frames(path: str | Path, *, name: str | None = None) -> list[Volume]:
             if len(image.shape) == 4 and image.shape[3] > 1:
                 return _of_nifti(image, path, name)
         if not path.is_dir() and suffix in itk_images.PLACED:
-            reader = sitk.ImageFileReader()
-            reader.SetFileName(str(path))
-            reader.ReadImageInformation()
+            reader = itk_images.opened(path)
             if reader.GetDimension() == 4 and reader.GetSize()[3] > 1:
                 return _of_itk(reader, path, name)
     return [read_volume(path, name=name)]
@@ -41,6 +39,7 @@ def read_frames(path: str | Path, *, name: str | None = None) -> list[Volume]:
 
 def _of_nifti(image: Any, path: Path, name: str) -> list[Volume]:
     nifti.require_grey(image, path)
+    nifti.require_held(image, path)
     affine = nifti.affine_of(image, path)[:, [2, 1, 0, 3]]
     frames = []
     for number in range(image.shape[3]):
@@ -53,7 +52,7 @@ def _of_itk(reader: Any, path: Path, name: str) -> list[Volume]:
     itk_images.require_grey_volume(
         reader.GetSize()[:3], reader.GetNumberOfComponents(), reader.GetPixelID(), path
     )
-    whole = reader.Execute()
+    whole = itk_images.read_claimed(reader, path)
     array = np.asarray(sitk.GetArrayViewFromImage(whole))
     affine = itk_images.ras_affine(whole)[:, [2, 1, 0, 3]]
     return [

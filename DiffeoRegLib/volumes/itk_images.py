@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from functools import partial
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ import SimpleITK as sitk
 
 from DiffeoRegLib.errors import FileFormatError, GeometryError, OutputError
 from DiffeoRegLib.space.grid import Matrix
+from DiffeoRegLib.volumes.check_sums import require_sums
+from DiffeoRegLib.volumes.claims import data_files, require_room, unpacked_bytes
+from DiffeoRegLib.volumes.file_guard import suffix_of
 from DiffeoRegLib.volumes.placed import LPS, NEARLY_ORTHOGONAL, placed, shear_of, storage_array
 from DiffeoRegLib.volumes.volume import Volume
 
@@ -24,23 +27,61 @@ WRITTEN = (".nrrd", ".seg.nrrd", ".mha", ".png", ".tif", ".tiff")
 
 def read_itk(path: Path, name: str, *, labels: bool) -> Volume:
     """Volume of one file SimpleITK reads; raises FileFormatError for what is not one grey volume."""
+    reader = opened(path)
+    require_grey_volume(reader.GetSize(), reader.GetNumberOfComponents(), reader.GetPixelID(), path)
+    return volume_from_itk(read_claimed(reader, path), name, labels=labels, where=str(path))
+
+
+def opened(path: Path) -> Any:
+    """SimpleITK's reader of a file with its header read; raises FileFormatError for one that lies.
+
+    See `volumes.claims`: no other file is opened, and no memory taken, before the header is believed.
+    """
+    data_files(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    require_grey_volume(reader.GetSize(), reader.GetNumberOfComponents(), reader.GetPixelID(), path)
+    return reader
+
+
+def read_claimed(reader: Any, path: Path) -> sitk.Image:
+    """The image of a reader that `opened` gave; raises FileFormatError when it cannot be so large.
+
+    Raises what `require_sums` raises for a file that its own check sums call damaged.
+    """
+    require_claimed(reader, path)
     if ".gipl" in path.suffixes:
         _require_all_of_gipl(path, reader)
-    return volume_from_itk(reader.Execute(), name, labels=labels, where=str(path))
+    require_sums(path, data_files(path), math.prod(reader.GetSize()) * _voxel_bytes(reader))
+    return reader.Execute()
+
+
+def require_claimed(reader: Any, path: Path, files: int = 1) -> None:
+    """Raises FileFormatError for a header that promises more than its file or this computer can hold.
+
+    files: how many of this size there are, all of which are to be read.
+    """
+    voxels = files * math.prod(reader.GetSize())
+    packed = suffix_of(path) in (*PLACED, ".seq.nrrd")  # pictures and DICOM have other ways to be small
+    most = unpacked_bytes(data_files(path), packed=True) if packed else None
+    require_room(path, voxels, _voxel_bytes(reader), most)
+
+
+def _voxel_bytes(reader: Any) -> int:
+    value = sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
+    return int(value * reader.GetNumberOfComponents())
 
 
 def _require_all_of_gipl(path: Path, reader: Any) -> None:
     """Raises EOFError for a shortened GIPL file, which ITK reads without a word."""
-    voxel = sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
+    needed = GIPL_HEADER_BYTES + _voxel_bytes(reader) * math.prod(reader.GetSize())
     length = path.stat().st_size
     if path.suffix.lower() == ".gz":
+        length = 0
         with gzip.open(path) as file:
-            length = sum(len(part) for part in iter(partial(file.read, 1 << 20), b""))
-    if length < GIPL_HEADER_BYTES + voxel * int(np.prod(reader.GetSize())):
+            while length < needed and (part := file.read(1 << 20)):  # it may go on without end
+                length += len(part)
+    if length < needed:
         raise EOFError("the GIPL file ends early")
 
 

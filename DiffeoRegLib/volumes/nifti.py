@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 
 from DiffeoRegLib.errors import FileFormatError
 from DiffeoRegLib.space.grid import Matrix
+from DiffeoRegLib.volumes.check_sums import require_sums
+from DiffeoRegLib.volumes.claims import require_room, unpacked_bytes
 from DiffeoRegLib.volumes.placed import NEARLY_ORTHOGONAL, placed, shear_of, storage_array
 from DiffeoRegLib.volumes.volume import Volume
 
@@ -22,9 +25,23 @@ def read_nifti(path: Path, name: str, *, labels: bool) -> Volume:
     """Volume of a NIfTI or MGH file; raises FileFormatError for what is not one grey volume."""
     image: Any = nib.load(path)
     _require_grey_volume(image, path)
+    require_held(image, path)
     data = np.asanyarray(image.dataobj) if labels else image.get_fdata(dtype=np.float32, caching="unchanged")
     data = data.reshape((*data.shape, 1, 1)[:3]) if data.ndim < 3 else data.reshape(data.shape[:3])
     return placed(data.T, affine_of(image, path)[:, [2, 1, 0, 3]], name, labels=labels, where=str(path))
+
+
+def require_held(image: Any, path: Path) -> None:
+    """Raises FileFormatError for a header that promises more voxels than its file or this computer can hold.
+
+    To be called before the voxels are touched. Raises what `require_sums` raises for a damaged packed file.
+    """
+    files = [Path(holder.filename) for holder in image.file_map.values() if holder.filename]
+    packed = any(file.suffix.lower() in (".gz", ".mgz") for file in files)
+    most = unpacked_bytes(files, packed=packed)
+    voxels, size = math.prod(image.shape), image.get_data_dtype().itemsize
+    require_room(path, voxels, size, most)
+    require_sums(path, files, voxels * size)
 
 
 def write_nifti(volume: Volume, path: Path) -> None:

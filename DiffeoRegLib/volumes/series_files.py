@@ -12,8 +12,8 @@ import SimpleITK as sitk
 
 from DiffeoRegLib.errors import FileFormatError, GeometryError, OutputError
 from DiffeoRegLib.volumes.file_guard import quiet_itk, reading, stem_of, suffix_of, writing
-from DiffeoRegLib.volumes.itk_images import ras_affine
-from DiffeoRegLib.volumes.nifti import affine_of, nifti_image
+from DiffeoRegLib.volumes.itk_images import opened, ras_affine, read_claimed
+from DiffeoRegLib.volumes.nifti import affine_of, nifti_image, require_held
 from DiffeoRegLib.volumes.placed import placed, storage_array
 from DiffeoRegLib.volumes.volume import Volume
 
@@ -68,6 +68,7 @@ def _read_nifti(path: Path, name: str) -> list[Volume]:
     _require_series(count, path)
     if shape[3] != count and shape[4:] != (count,):
         raise FileFormatError(f"'{path}' has more than four axes ({' x '.join(map(str, shape))}).")
+    require_held(image, path)
     affine = affine_of(image, path)[:, [2, 1, 0, 3]]
     data = image.get_fdata(dtype=np.float32, caching="unchanged").reshape((*shape[:3], count))
     return [
@@ -77,7 +78,7 @@ def _read_nifti(path: Path, name: str) -> list[Volume]:
 
 
 def _read_itk(path: Path, name: str) -> list[Volume]:
-    image = sitk.ReadImage(str(path))
+    image = read_claimed(opened(path), path)
     affine = ras_affine(image)[:, [2, 1, 0, 3]]
     array = np.asarray(sitk.GetArrayViewFromImage(image))
     if image.GetNumberOfComponentsPerPixel() > 1:

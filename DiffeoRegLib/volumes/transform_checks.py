@@ -1,10 +1,11 @@
-"""Whether a linear transform file is all there: ITK reads a shortened one and puts its centre at 0."""
+"""Whether a transform file is all there: ITK reads a shortened linear one and puts its centre at 0."""
 
 from __future__ import annotations
 
 import struct
 from pathlib import Path
 
+HDF5_MARK = b"\x89HDF\r\n\x1a\n"
 MATLAB_HEADER = struct.Struct("<5i")  # number type, rows, columns, imaginary, length of the name
 
 
@@ -38,3 +39,20 @@ def require_whole_matlab(path: Path) -> None:
         vectors += 1
     if at != len(content) or vectors % 2:
         raise EOFError("a vector ends early")
+
+
+def require_whole_hdf5(path: Path) -> None:
+    """Raises EOFError unless an HDF5 file is as long as it says: else its library may crash.
+
+    Source: HDF5 file format specification, II.A (superblock).
+    """
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head.startswith(HDF5_MARK):
+        return  # the library says so
+    version = head[8]
+    size_at, end_at = (13, 40 if version == 0 else 44) if version < 2 else (9, 28)
+    if head[size_at] != 8:
+        raise EOFError("the addresses in the file are not of 64 bits")
+    if int.from_bytes(head[end_at : end_at + 8], "little") != path.stat().st_size:
+        raise EOFError("the file is not as long as it says")

@@ -27,9 +27,13 @@ from DiffeoRegLib.space.transform import (
 )
 from DiffeoRegLib.volumes import nifti
 from DiffeoRegLib.volumes.file_guard import quiet_itk, reading, suffix_of, writing
-from DiffeoRegLib.volumes.itk_images import ras_affine, set_geometry
+from DiffeoRegLib.volumes.itk_images import opened, ras_affine, read_claimed, set_geometry
 from DiffeoRegLib.volumes.placed import LPS, NEARLY_ORTHOGONAL, shear_of, without_single_axis
-from DiffeoRegLib.volumes.transform_checks import require_whole_matlab, require_whole_text
+from DiffeoRegLib.volumes.transform_checks import (
+    require_whole_hdf5,
+    require_whole_matlab,
+    require_whole_text,
+)
 
 __all__ = ["read_transform", "storage_bytes", "storage_grid", "write_transform"]
 
@@ -38,6 +42,8 @@ FIELD_IMAGES = (".nrrd", ".nhdr", ".mha", ".mhd")
 NIFTI_FIELDS = (".nii", ".nii.gz")
 WRITTEN_FIELDS = (".h5", ".hdf5", ".nrrd", ".mha", *NIFTI_FIELDS)
 WRITTEN = (*ITK_TRANSFORMS, ".nrrd", ".mha", *NIFTI_FIELDS)
+HDF5_BYTES = 1 << 16
+"""More than an HDF5 file has besides its numbers."""
 DISPVECT, VECTOR = 1006, 1007
 FLIP = np.array([-1.0, -1.0, 1.0])
 
@@ -61,6 +67,8 @@ def read_transform(path: str | Path) -> Transform:
                 require_whole_text(path)
             if suffix == ".mat":
                 require_whole_matlab(path)
+            if suffix in (".h5", ".hdf5"):
+                require_whole_hdf5(path)
             return _from_itk(sitk.ReadTransform(str(path)), path)
         if suffix in FIELD_IMAGES:
             return _read_field_image(path)
@@ -86,6 +94,8 @@ def write_transform(
     if suffix not in WRITTEN:
         raise OutputError(f"'{path.name}': DiffeoReg writes transforms as {', '.join(WRITTEN)}.")
     needed = sum(storage_bytes(p.grid) for p in _flattened(transform) if isinstance(p, DisplacementTransform))
+    if suffix in (".h5", ".hdf5"):
+        needed += HDF5_BYTES
     with quiet_itk(), writing(path, overwrite=overwrite, needed_bytes=needed) as partial:
         if suffix in (".h5", ".hdf5"):
             sitk.WriteTransform(_to_itk(transform, displacement_grid), str(partial))
@@ -128,23 +138,25 @@ def _from_field_image(image: sitk.Image, path: Path) -> DisplacementTransform:
         raise FileFormatError(
             f"'{path}' is no displacement field: it needs as many values per voxel as axes."
         )
-    array = np.asarray(sitk.GetArrayViewFromImage(image), dtype=np.float32)
+    array = sitk.GetArrayViewFromImage(image)
     if dim == 2:
         array = np.pad(array[None], ((0, 0), (0, 0), (0, 0), (0, 1)))
-    return _field(array * FLIP, ras_affine(image)[:, [2, 1, 0, 3]], path)
+    return _field(array, FLIP, ras_affine(image)[:, [2, 1, 0, 3]], path)
 
 
-def _field(array: Any, ras_from_kji: Matrix, path: Path) -> DisplacementTransform:
-    """Field of RAS vectors (k, j, i, 3); one slice makes a 2D field."""
+def _field(vectors: Any, signs: Matrix, ras_from_kji: Matrix, path: Path) -> DisplacementTransform:
+    """Field of vectors (k, j, i, 3), RAS when multiplied by their signs; one slice makes a 2D field."""
+    with np.errstate(over="ignore", invalid="ignore"):  # what is no number is said below
+        array = np.asarray(vectors, dtype=np.float32) * signs.astype(np.float32)
     if not np.isfinite(array).all():
         raise FileFormatError(f"'{path}' holds displacements that are not numbers.")
     array, matrix = without_single_axis(array, ras_from_kji, str(path))
-    vectors = np.moveaxis(array, -1, 0)[None]
-    return DisplacementTransform(Grid(array.shape[:-1], matrix), tensor_from_array(vectors, torch.float32))
+    u_mm = np.moveaxis(array, -1, 0)[None]
+    return DisplacementTransform(Grid(array.shape[:-1], matrix), tensor_from_array(u_mm, torch.float32))
 
 
 def _read_field_image(path: Path) -> Transform:
-    image = sitk.ReadImage(str(path))
+    image = read_claimed(opened(path), path)
     key = "displacement field type"
     field = _from_field_image(image, path)
     modeling = image.HasMetaDataKey(key) and image.GetMetaData(key).strip().lower() == "modeling"
@@ -163,10 +175,11 @@ def _read_nifti_field(path: Path) -> DisplacementTransform:
         raise FileFormatError(
             f"'{path}' does not say what its vectors are: intent {intent}, not 1006 (RAS) or 1007 (LPS)."
         )
+    nifti.require_held(image, path)
     array = image.get_fdata(dtype=np.float32, caching="unchanged")[:, :, :, 0, :]
     array = np.pad(array, ((0, 0), (0, 0), (0, 0), (0, 3 - array.shape[-1])))
-    vectors = array.transpose(2, 1, 0, 3) * (1.0 if intent == DISPVECT else FLIP)
-    return _field(vectors, nifti.affine_of(image, path)[:, [2, 1, 0, 3]], path)
+    signs = np.ones(3) if intent == DISPVECT else FLIP
+    return _field(array.transpose(2, 1, 0, 3), signs, nifti.affine_of(image, path)[:, [2, 1, 0, 3]], path)
 
 
 def _text_matrix(path: Path) -> Matrix | None:
