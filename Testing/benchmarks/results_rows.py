@@ -73,7 +73,9 @@ def commit_of(root: Path = ROOT) -> str:
     """Short name of the commit, with + when files differ from it; 'unknown' outside a clone."""
     try:
         told = [
-            subprocess.run(["git", "-C", str(root), *words], capture_output=True, check=True, text=True)
+            subprocess.run(
+                ["git", "-C", str(root), *words], capture_output=True, check=True, encoding="utf-8"
+            )
             for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--", "DiffeoRegLib"])
         ]
     except (OSError, subprocess.CalledProcessError):

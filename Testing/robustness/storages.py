@@ -52,7 +52,8 @@ def turned(degrees: tuple[float, float, float]) -> np.ndarray:
         one[i, i] = one[j, j] = math.cos(angle)
         one[i, j], one[j, i] = -math.sin(angle), math.sin(angle)
         out = out @ one
-    return out
+    # ITK inverts directions by a decomposition that fails (NaN, or a wrong place) on numbers like 1e-300.
+    return np.where(np.abs(out) < 1e-12, 0.0, out)
 
 
 @st.composite

@@ -13,7 +13,7 @@ import pytest
 from DiffeoRegLib.catalog import CARDS, Card
 from DiffeoRegLib.errors import InputError, LicenceError, WeightsError
 from DiffeoRegPanel.machine import Machine
-from DiffeoRegPanel.panel_choices import methods
+from DiffeoRegPanel.panel_choices import group_methods, methods
 from Testing.model_cases import LICENCE, NAME, model_card, weight_file, write_weights
 from Testing.slicer.panel_cases import add_volume
 from Testing.slicer.panel_pictures import add_launcher
@@ -123,7 +123,9 @@ def test_the_worker_runs_weights_of_the_user(bench: Any, module: Any, tmp_path: 
         module.logic.register(pair.fixed, pair.moving, method="sitreg", settings=settings)
 
 
-@pytest.mark.parametrize("name", [card.name for card in CARDS.values() if card.weights])
+@pytest.mark.parametrize(
+    "name", [card.name for card in CARDS.values() if card.weights and not card.needs_group]
+)
 def test_a_model_of_the_catalogue_registers_the_shipped_pair(bench: Any, name: str) -> None:
     card = CARDS[name]
     pair = slices() if card.spacing_mm and len(card.spacing_mm) == 2 else load_pair(bench.core)
@@ -149,5 +151,7 @@ def test_weights_that_are_missing_are_said_before_a_run(bench: Any, module: Any,
 
 def test_every_model_is_offered_but_none_that_needs_weights_of_the_user(bench: Any, shipped: Card) -> None:
     offered = [name for name, _ in methods()]
-    assert {card.name for card in CARDS.values() if card.weights} <= set(offered)
+    assert {card.name for card in CARDS.values() if card.weights and not card.needs_group} <= set(offered)
+    of_groups = [name for name, _ in group_methods()]
+    assert {card.name for card in CARDS.values() if card.weights and card.needs_group} <= set(of_groups)
     assert not [name for name in offered if CARDS[name].own_weights]

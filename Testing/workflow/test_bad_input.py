@@ -270,7 +270,7 @@ def test_apply_to_an_image_with_holes_fills_with_a_number(given, tmp_path):
 
 def test_too_little_memory(given, tmp_path, capsys):
     assert run(given, tmp_path, ["--memory-limit-gb", "0.001"]) == NO_MEMORY
-    assert "only 0.001 GB may be used" in refused(capsys, tmp_path)
+    assert "takes at least 0.4 GB of memory, and 0.001 GB may be used" in refused(capsys, tmp_path)
 
 
 def test_existing_results_are_kept(given, tmp_path, capsys):
