@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from DiffeoRegLib.pipeline import register
@@ -18,8 +18,10 @@ from Testing.robustness.profile import examples
 from Testing.robustness.storages import TYPES, Stored, affines, shapes, write_by_hand, write_itk, write_nifti
 
 FILES = (".nii", ".nii.gz", ".nrrd", ".mha", "big .nii", "big .nrrd", "big .mha")
-OFF_VOXELS = 0.1
+OFF_VOXELS = 0.25
 """Of the largest side of a voxel. Most are found exactly: copies on one grid are one image."""
+LONGEST_VOXEL = 10.0
+"""Times its shortest side: beyond, reports say that motion across the slices is uncertain, and it is."""
 
 
 def spots(shape: tuple[int, ...], seed: int) -> np.ndarray:
@@ -64,6 +66,8 @@ def shifted_pairs(draw, largest: int = 32):
     """Two stored images and the way between them, mm, along the image axes: in its plane for a 2D one."""
     shape = draw(shapes(10, largest))
     affine = draw(affines())
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    assume(sides.max() <= LONGEST_VOXEL * sides.min())
     kinds = draw(st.tuples(*[st.sampled_from(TYPES)] * 2))
     picture = spots(shape, draw(st.integers(0, 2**31)))
     fixed = Stored(picture.round().astype(kinds[0]), affine)
