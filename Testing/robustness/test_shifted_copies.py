@@ -81,7 +81,7 @@ def shifted_pairs(draw, largest: int = 32):
     return fixed, moving, shift, draw(st.tuples(*[st.sampled_from(FILES)] * 2))
 
 
-def assert_found(pair, settings: Settings) -> None:
+def assert_found(pair, settings: Settings, voxels: float = OFF_VOXELS) -> None:
     fixed, moving, shift, kinds = pair
     with tempfile.TemporaryDirectory() as folder:
         volumes = [written(one, Path(folder), name, kind)
@@ -90,9 +90,9 @@ def assert_found(pair, settings: Settings) -> None:
     bright = np.argwhere(fixed.array > 20)
     points = fixed.world(bright)
     off = np.linalg.norm(result.transform.map_points(points) - points - shift, axis=1)
-    assert off.max() < OFF_VOXELS * max(volumes[0].grid.spacing)
+    assert off.max() < voxels * max(volumes[0].grid.spacing)
     back = np.linalg.norm(result.inverse.map_points(points + shift) - points, axis=1)
-    assert back.max() < OFF_VOXELS * max(volumes[0].grid.spacing)
+    assert back.max() < voxels * max(volumes[0].grid.spacing)
     assert result.report["folds"]["folded_percent"] == 0
 
 
@@ -109,4 +109,5 @@ def test_a_shift_is_found_by_a_deformable_method(pair):
 @examples(1, most=100)
 @given(pair=shifted_pairs(16))
 def test_a_shift_is_found_by_alignment(init, pair):
-    assert_found(pair, replace(QUICK, method="affine", init=init))
+    """Half a voxel: twelve numbers from a picture of a dozen voxels a side."""
+    assert_found(pair, replace(QUICK, method="affine", init=init), voxels=0.5)
