@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,22 +92,28 @@ def arguments_of(request: Request) -> list[tuple[str, str]]:
     return found
 
 
+def setting_words(settings: Settings, without: Collection[str]) -> tuple[list[str], list[str]]:
+    """Flags of the settings that are not the default, and the names of those that have none (`without`)."""
+    words, left_out = list[str](), list[str]()
+    for name, value in changed(settings).items():
+        if name in without:
+            left_out.append(name)
+        elif name == "accepted_licences":
+            words += [word for licence in value for word in ("--accept-licence", licence)]
+        else:
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            words += [f"--{FLAGS.get(name, name).replace('_', '-')}", text]
+    return words, left_out
+
+
 def command_lines(request: Request) -> list[str]:
     """The same run as comments that show a command line; files stand for nodes.
 
     What the command has no flag for is named in a further comment.
     """
     words = ["diffeoreg", "register", file_of(request.fixed), file_of(request.moving), "-o", "out"]
-    left_out = []
-    for name, value in changed(request.settings).items():
-        if name in NO_FLAG:
-            left_out.append(name)
-            continue
-        if name == "accepted_licences":
-            words += [word for licence in value for word in ("--accept-licence", licence)]
-            continue
-        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        words += [f"--{FLAGS.get(name, name).replace('_', '-')}", text]
+    found, left_out = setting_words(request.settings, NO_FLAG)
+    words += found
     if request.initial is not None:
         words += _initial_words(request, left_out)
     for side in ("fixed", "moving"):

@@ -9,7 +9,15 @@ from DiffeoRegLib.catalog import card, check_steps
 from DiffeoRegPanel import script
 from DiffeoRegPanel.group import GroupRequest
 from DiffeoRegPanel.request import Region, Request
-from DiffeoRegPanel.script import changed, file_of, node_text, region_text, several_text, wrapped
+from DiffeoRegPanel.script import (
+    changed,
+    file_of,
+    node_text,
+    region_text,
+    setting_words,
+    several_text,
+    wrapped,
+)
 
 NAMED_SETTINGS = ("method", "preset", "effort")
 NOT_ON_THE_COMMAND = (
@@ -18,7 +26,6 @@ NOT_ON_THE_COMMAND = (
 )  # fmt: skip
 SIMILARITIES = {"mse": "variance"}
 """As `diffeoreg group` calls them, where the name is another."""
-FLAGS = {"levels_mm": "levels"}
 
 
 def script_for(request: Request | GroupRequest) -> str:
@@ -79,18 +86,10 @@ def command_lines(request: GroupRequest) -> list[str]:
 
     What the command has no flag for is named in a further comment.
     """
-    words, left_out = ["diffeoreg", "group", *_files(request.images), "-o", "out"], []
+    words = ["diffeoreg", "group", *_files(request.images), "-o", "out"]
     words += [] if request.fixed is None else ["--fixed-index", str(request.fixed)]
-    for name, value in changed(request.settings).items():
-        if name in NOT_ON_THE_COMMAND:
-            left_out.append(name)
-            continue
-        if name == "accepted_licences":
-            words += [word for licence in value for word in ("--accept-licence", licence)]
-            continue
-        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        text = SIMILARITIES.get(text, text) if name == "similarity" else text
-        words += [f"--{FLAGS.get(name, name).replace('_', '-')}", text]
+    found, left_out = setting_words(request.settings, NOT_ON_THE_COMMAND)
+    words += [SIMILARITIES.get(word, word) for word in found]
     if request.masks is not None:
         left_out.append("masks (--masks takes a label map file for each image)")
     words += ["--leave-out"] if request.leave_out else []
