@@ -26,3 +26,9 @@ def times(few: int, most: int | None = None) -> int:
     if not EXAMPLES:
         return few
     return EXAMPLES if most is None else max(few, min(EXAMPLES, most))
+
+
+def quick_words(iterations: int) -> list[str]:
+    """Flags of the command for the shortest run there is: one level, no alignment."""
+    settings = {"effort": "fast", "init": "identity", "levels": 4, "iterations": iterations, "device": "cpu"}
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))] + ["--quiet"]

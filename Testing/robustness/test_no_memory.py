@@ -15,21 +15,10 @@ from DiffeoRegLib.pipeline import register
 from DiffeoRegLib.settings import Settings
 from DiffeoRegLib.volumes.files import write_volume
 from DiffeoRegLib.worker.serve import OUT_OF_MEMORY, told
+from Testing.robustness.profile import quick_words
 from Testing.worker_jobs import QUICK, pair
 
-WORDS = [
-    "--effort",
-    "fast",
-    "--init",
-    "identity",
-    "--levels",
-    "4",
-    "--iterations",
-    "3",
-    "--device",
-    "cpu",
-    "--quiet",
-]
+WORDS = quick_words(iterations=3)
 
 
 class Allocator:

@@ -16,22 +16,10 @@ from DiffeoRegLib.errors import OutputError
 from DiffeoRegLib.exchange import Image, pack
 from DiffeoRegLib.training.checkpoint import write_checkpoint
 from DiffeoRegLib.volumes.files import read_points, write_points, write_volume
-from Testing.robustness.profile import SEED, times
+from Testing.robustness.profile import SEED, quick_words, times
 from Testing.worker_jobs import pair
 
-QUICK = [
-    "--effort",
-    "fast",
-    "--init",
-    "identity",
-    "--levels",
-    "4",
-    "--iterations",
-    "2",
-    "--device",
-    "cpu",
-    "--quiet",
-]
+QUICK = quick_words(iterations=2)
 LIMITED = times(3, most=60)
 
 
